@@ -1,0 +1,1 @@
+"""Generative stories: Pyro functions with data, simulators and, where known, exact answers."""

@@ -1,0 +1,27 @@
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: the tests have no screen
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the suite runs one worker per core
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference posteriors and real data sets that live beside the repository, not in it."""
+    path = Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip(f"the reference data are absent: no folder {path}")
+    return path
+
+
+@pytest.fixture
+def restore_dtype():
+    """Put the default dtype back, for tests that change it."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
