@@ -1,1 +1,28 @@
-"""Generative stories: Pyro functions with data, simulators and, where known, exact answers."""
+"""Generative stories: every model with data, a simulator and, where it has them, exact answers.
+
+`MODELS` maps a name to its `Model`; it is the only registry. Nothing here knows how a posterior is found.
+"""
+
+from ppl_models.conjugate import BAYESIAN_LINEAR_REGRESSION, BETA_BINOMIAL, NORMAL_MEAN
+from ppl_models.hierarchical import EIGHT_SCHOOLS, EIGHT_SCHOOLS_CENTERED
+from ppl_models.mixture import GAUSSIAN_MIXTURE, GAUSSIAN_MIXTURE_EXCHANGEABLE
+from ppl_models.model import Exact, Model, Simulation
+from ppl_models.regression import LINEAR_REGRESSION, LOGISTIC_REGRESSION, POISSON_REGRESSION
+
+__all__ = ["MODELS", "Exact", "Model", "Simulation"]
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        NORMAL_MEAN,
+        BETA_BINOMIAL,
+        BAYESIAN_LINEAR_REGRESSION,
+        EIGHT_SCHOOLS,
+        EIGHT_SCHOOLS_CENTERED,
+        LINEAR_REGRESSION,
+        LOGISTIC_REGRESSION,
+        POISSON_REGRESSION,
+        GAUSSIAN_MIXTURE,
+        GAUSSIAN_MIXTURE_EXCHANGEABLE,
+    )
+}
