@@ -37,9 +37,9 @@ test: $(READY) ## the default test suite
 test-slow: $(READY) ## the tests marked slow, run before a release
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m slow
 
-lint: $(READY) ## style and obvious faults
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --check --quiet . || { echo "run \`make format\` on the files above" >&2; $(BIN)/ruff format --diff --quiet . 2>&1 | head -40; exit 1; }
+lint: $(READY) ## style and obvious faults (`make format` mends most)
+	@$(BIN)/ruff check --quiet --output-format concise .
+	@$(BIN)/ruff format --check --quiet --output-format concise .
 
 format: $(READY) ## put the code into the house style
 	@$(BIN)/ruff check --quiet --fix .

@@ -18,7 +18,17 @@ def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path):
         shutil.copy(ROOT / name, source)
     for name in ("inference", "ppl_models", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(source),
+    ]
     result = subprocess.run(build, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
