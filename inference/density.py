@@ -1,0 +1,257 @@
+"""A Pyro model and its data as one flat, unconstrained log density, with gradient, one point or many at a time."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.messenger import Messenger
+from torch.distributions import biject_to
+from torch.func import grad_and_value
+
+from inference.errors import InputError
+from inference.graph import batched, loop, map_draws, record, widest
+from inference.sites import START_RADIUS, Sites, StartMessenger, flat_labels
+
+logger = logging.getLogger(__name__)
+
+# A recorded graph must give eager Pyro's value and gradient at this many random points, to this relative difference
+# (float64; float32 has about 7 digits, of which sums over data lose some).
+VERIFY_POINTS = 3
+VERIFY_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+# Points tried per chain before the model is declared to have no finite starting point (Stan and Pyro use 100, too).
+START_ATTEMPTS = 100
+
+
+class UnconstrainMessenger(Messenger):
+    """Runs a model at given unconstrained values and sums the log Jacobians of the transforms.
+
+    The transform is read off each site as the model runs, so a support that depends on another latent
+    (``Uniform(0, scale)``) is right, where transforms frozen at a first trace would be wrong.
+    """
+
+    def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.log_jacobian: torch.Tensor | float = 0.0
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            transform, u = biject_to(msg["fn"].support), self.values[msg["name"]]
+            msg["value"] = transform(u)
+            msg["done"] = True
+            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, msg["value"]).sum()
+
+
+class ConstrainMessenger(Messenger):
+    """Runs a model at given constrained values and records their unconstrained counterparts and log Jacobians."""
+
+    def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.unconstrained: dict[str, torch.Tensor] = {}
+        self.log_jacobian: torch.Tensor | float = 0.0
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            transform, x = biject_to(msg["fn"].support), self.values[msg["name"]]
+            u = transform.inv(x)
+            msg["value"], msg["done"] = x, True
+            self.unconstrained[msg["name"]] = u
+            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, x).sum()
+
+
+class Density:
+    """The log density of the continuous latents of a model, given data, over one unconstrained vector.
+
+    Discrete latents are summed out exactly (by Pyro's enumeration); the log Jacobians of the transforms to the
+    unconstrained space are included. Make it, and evaluate it, inside `inference.isolation.isolated`.
+
+    Parameters
+    ----------
+    sites
+        The model as read by `inference.sites.read_sites`.
+
+    Attributes
+    ----------
+    dim
+        Length D of the vector.
+    labels
+        One name per coordinate; the coordinates of an unconstrained site may be fewer than those of the site.
+    backend
+        ``"graph"``: recorded, verified against eager Pyro, batched. ``"eager"``: Pyro itself, point by point.
+    reason
+        Why the backend is not ``"graph"``; empty otherwise.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        sites.require_density()
+        self.sites = sites
+        self.dtype = torch.get_default_dtype()
+        self._model = poutine.enum(sites.enumerated, first_available_dim=-1 - sites.max_plate_nesting)
+        prototype = _prototype(self._model, sites)
+        self._shapes = {name: _unconstrained_shape(prototype.nodes[name]) for name in sites.latent}
+        self._evaluator = _evaluator(prototype, sites)
+        self.labels = [label for name, shape in self._shapes.items() for label in flat_labels(name, tuple(shape))]
+        self.dim = len(self.labels)
+        self.num_gradients = 0
+        self.reason = ""
+        self._record()
+
+    @property
+    def backend(self) -> str:
+        """Name of the way in which the density is evaluated."""
+        return "eager" if self.reason else "graph"
+
+    def unflatten(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Split one vector (D,) into unconstrained values by site."""
+        parts = torch.split(vector, [shape.numel() for shape in self._shapes.values()])
+        return {name: part.reshape(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def flatten(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Join unconstrained values by site into one vector (D,)."""
+        return torch.cat([values[name].reshape(-1) for name in self._shapes])
+
+    def eager(self, vector: torch.Tensor) -> torch.Tensor:
+        """Log density at one vector (D,), by running the Pyro model."""
+        with pyro.validation_enabled(False), UnconstrainMessenger(self.unflatten(vector)) as run:
+            trace = poutine.trace(self._model).get_trace(**self.sites.data)
+            return self._evaluator.log_prob(trace) + run.log_jacobian
+
+    def value_and_grad(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """Log density and gradient (D,) at one point (D,)."""
+        self.num_gradients += 1
+        gradient, value = self._single(torch.as_tensor(point, dtype=self.dtype))
+        return value.item(), gradient.detach().to(torch.float64).numpy()
+
+    def grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log densities (n,) and gradients (n, D) at n points (n, D)."""
+        self.num_gradients += len(points)
+        gradients, values = self._many(torch.as_tensor(points, dtype=self.dtype))
+        return values.detach().to(torch.float64).numpy(), gradients.detach().to(torch.float64).numpy()
+
+    def log_density(self, points: np.ndarray) -> np.ndarray:
+        """Log densities (n,) at n points (n, D)."""
+        with torch.no_grad():
+            return self._values(torch.as_tensor(points, dtype=self.dtype)).to(torch.float64).numpy()
+
+    def constrain(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        """Values of the latent sites, ``name -> (n, *shape)``, at n points (n, D)."""
+        return map_draws(self._constrain_one, torch.as_tensor(points, dtype=self.dtype))
+
+    def unconstrain(self, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Points (n, D) at which the latent sites have the values ``name -> (n, *shape)``, and log Jacobians (n,)."""
+        result = map_draws(
+            self._unconstrain_one, {name: torch.as_tensor(values[name], dtype=self.dtype) for name in self._shapes}
+        )
+        return result["point"].astype(np.float64), result["log_jacobian"].astype(np.float64)
+
+    def starts(self, num: int, *, generator: np.random.Generator, radius: float = START_RADIUS) -> np.ndarray:
+        """Find ``num`` points (num, D), uniform on (-radius, radius), where density and gradient are finite.
+
+        Raises
+        ------
+        InputError
+            Fewer were found in `START_ATTEMPTS` tries each; the message names the site whose term is not finite.
+        """
+        found: list[np.ndarray] = []
+        for _ in range(START_ATTEMPTS):
+            points = generator.uniform(-radius, radius, size=(num, self.dim))
+            values, gradients = self.grad(points)
+            ok = np.isfinite(values) & np.isfinite(gradients).all(axis=1)
+            found.extend(points[ok])
+            if len(found) >= num:
+                return np.array(found[:num])
+        raise InputError(self._no_start(points[0]))
+
+    def _constrain_one(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        with UnconstrainMessenger(self.unflatten(vector)):
+            trace = poutine.trace(self.sites.function).get_trace(**self.sites.data)
+        return {name: trace.nodes[name]["value"] for name in self._shapes}
+
+    def _unconstrain_one(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with ConstrainMessenger(values) as run:
+            self.sites.function(**self.sites.data)
+        return {"point": self.flatten(run.unconstrained), "log_jacobian": torch.as_tensor(run.log_jacobian)}
+
+    def _record(self) -> None:
+        """Record value and gradient, check them against eager Pyro, or fall back and keep the reason."""
+        self._single = self._eager_grad
+        self._many = lambda points: loop(self._eager_grad, points)
+        self._values = lambda points: loop(self.eager, points)
+        try:
+            example = torch.zeros(self.dim)
+            graph = record(self.eager, example)
+            single = record(grad_and_value(graph), example)
+            numbers = widest(single, example)
+            many, values = batched(grad_and_value(graph), numbers=numbers), batched(graph, numbers=numbers)
+            self._verify(single, many)
+        except Exception as error:  # recording can fail in as many ways as models can be written
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            self.reason = f"the model could not be recorded, so eager Pyro runs it ({type(error).__name__}: {first_line})"
+            logger.info(self.reason)
+        else:
+            self._single, self._many, self._values = single, many, values
+
+    def _eager_grad(self, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = vector.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            value = self.eager(leaf)
+            (gradient,) = torch.autograd.grad(value, leaf)
+        return gradient, value.detach()
+
+    def _verify(self, single: Callable, many: Callable) -> None:
+        generator = torch.Generator().manual_seed(0)
+        points = START_RADIUS * (2 * torch.rand(VERIFY_POINTS, self.dim, generator=generator) - 1)
+        expected = loop(self._eager_grad, points)
+        for got in (loop(single, points), many(points)):
+            for e, g, what in zip(expected, got, ("gradient", "value"), strict=True):
+                scale = e.abs().amax(dim=tuple(range(1, e.dim())), keepdim=True) + 1.0
+                same = torch.isclose(g / scale, e / scale, rtol=0, atol=VERIFY_TOLERANCE[self.dtype], equal_nan=True)
+                if not same.all():
+                    raise ArithmeticError(f"the recorded {what} differs from eager Pyro's")
+
+    def _no_start(self, point: np.ndarray) -> str:
+        vector = torch.as_tensor(point, dtype=self.dtype)
+        with torch.no_grad(), pyro.validation_enabled(False), UnconstrainMessenger(self.unflatten(vector)):
+            trace = poutine.trace(self._model).get_trace(**self.sites.data)
+            trace.compute_log_prob()
+        for name, node in trace.nodes.items():
+            if node["type"] == "sample" and not torch.isfinite(node["log_prob"]).all():
+                value = node["value"].flatten()[:3].tolist() if isinstance(node["value"], torch.Tensor) else node["value"]
+                return (
+                    f"site '{name}': no finite starting point in {START_ATTEMPTS} tries; its log probability is "
+                    f"{node['log_prob'].sum().item()} at value {value}. Check its parameters and the scale of the data."
+                )
+        return (
+            f"model: no finite starting point in {START_ATTEMPTS} tries; every site is finite but the gradient is not. "
+            "Look for square roots, divisions or logarithms at zero."
+        )
+
+
+def _prototype(model: Callable, sites: Sites) -> poutine.Trace:
+    with torch.no_grad(), StartMessenger():
+        try:
+            return poutine.trace(model).get_trace(**sites.data)
+        except Exception as error:
+            names = ", ".join(f"'{n}'" for n in sites.discrete)
+            raise InputError(
+                f"model: fails when the discrete site {names} is enumerated ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}); index with pyro.ops.indexing.Vindex and keep the last "
+                f"{sites.max_plate_nesting} batch dims for plates."
+            ) from error
+
+
+def _unconstrained_shape(node: Mapping[str, Any]) -> torch.Size:
+    return torch.Size(biject_to(node["fn"].support).inv(node["value"]).shape)
+
+
+def _evaluator(prototype: poutine.Trace, sites: Sites) -> TraceEinsumEvaluator:
+    try:
+        return TraceEinsumEvaluator(prototype, bool(sites.discrete), sites.max_plate_nesting)
+    except ValueError as error:
+        raise InputError(f"model: {' '.join(str(error).split())}") from error

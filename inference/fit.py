@@ -1,0 +1,244 @@
+"""`fit`: one driver for every engine, and `Fit`: one result type for every engine."""
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+
+from inference.conditional import complete
+from inference.density import Density
+from inference.errors import InputError
+from inference.isolation import isolated
+from inference.sites import Sites, read_sites
+from inference.validate import model_function, prepare_data
+
+STATUS_KINDS = ("finished", "converged", "budget_spent", "diverged", "interrupted")
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a fit ended.
+
+    Attributes
+    ----------
+    kind
+        ``"finished"`` (a sampler ran through), ``"converged"``, ``"budget_spent"`` (the steps were used up),
+        ``"diverged"`` (a loss or parameter became non-finite), or ``"interrupted"``.
+    message
+        One sentence, with the remedy where there is one.
+    """
+
+    kind: str
+    message: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in STATUS_KINDS:
+            raise ValueError(f"kind: expected one of {', '.join(STATUS_KINDS)}, got '{self.kind}'.")
+
+    @property
+    def ok(self) -> bool:
+        """Whether the engine ended as it should."""
+        return self.kind in ("finished", "converged")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What an engine is given: the model as read, a seed, and whether to show a progress bar."""
+
+    sites: Sites
+    seed: int
+    progress: bool
+    model: Any
+
+    @cached_property
+    def density(self) -> Density:
+        """The flat log density, recorded and verified on first use."""
+        return Density(self.sites)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What an engine hands back; `fit` adds the sites that follow from the draws.
+
+    Attributes
+    ----------
+    draws
+        ``name -> (chain, draw, *shape)``, constrained values of the latents.
+    stats, history, status, seconds, notes, state
+        As in `Fit`.
+    """
+
+    draws: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+    status: Status
+    seconds: dict[str, float]
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """An inference method: a frozen dataclass of its settings.
+
+    ``method`` is ``"mcmc"`` or ``"vi"``; ``dtype`` the floating dtype it runs in. ``run`` is called inside
+    `inference.isolation.isolated`, with Pyro's state its own.
+    """
+
+    method: ClassVar[str]
+
+    def floating_dtype(self, model: Any) -> torch.dtype:
+        """Give the dtype in which this engine runs this model."""
+        ...
+
+    def run(self, problem: Problem) -> Run:
+        """Fit."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A posterior, from whichever engine.
+
+    Attributes
+    ----------
+    draws
+        ``name -> (chain, draw, *site shape)``: latents, deterministic sites, and discrete sites, the last drawn from
+        their exact conditional distribution where the density sums them out.
+    stats
+        Per draw, ``(chain, draw)``. NUTS: ``diverging energy lp tree_depth reached_max_treedepth n_steps step_size
+        acceptance_rate``. VI: ``lp``, ``log_q`` and ``log_weight = lp - log_q``, log densities on the unconstrained
+        space; the last two are absent where the guide has no density, and ``notes`` says so.
+    history
+        Per step: VI ``loss`` (minimised; the negative ELBO up to its estimator) and ``gradient_norm``.
+    status
+        How it ended.
+    engine, seed, model, data
+        What was asked for.
+    seconds
+        Wall time by part.
+    notes
+        Remarks of the engine, such as why it ran on eager Pyro.
+    state
+        Private to the engine; always ``num_gradients`` and ``backend``, and ``unconstrained`` (chain, draw, D) where
+        the model has a flat density.
+    """
+
+    draws: dict[str, np.ndarray] = field(repr=False)
+    stats: dict[str, np.ndarray] = field(repr=False)
+    history: dict[str, np.ndarray] = field(repr=False)
+    status: Status
+    engine: Any
+    seed: int
+    seconds: dict[str, float]
+    model: Any = field(repr=False)
+    data: dict[str, Any] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    state: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_chains(self) -> int:
+        """Number of chains."""
+        return next(iter(self.draws.values())).shape[0]
+
+    @property
+    def num_draws(self) -> int:
+        """Draws per chain."""
+        return next(iter(self.draws.values())).shape[1]
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradient evaluations of the log density, warm-up included."""
+        return int(self.state["num_gradients"])
+
+    def sites(self) -> Sites:
+        """Read the model again, at the data of this fit. To be called inside `inference.isolation.isolated`."""
+        return read_sites(model_function(self.model), self.data)
+
+    def density(self) -> Density:
+        """Build the flat log density again. To be called inside `inference.isolation.isolated`."""
+        return Density(self.sites())
+
+    def to_datatree(self, **options: Any) -> xr.DataTree:
+        """Hand the fit to ArviZ; see `inference.datatree.to_datatree` for the options."""
+        from inference.datatree import to_datatree
+
+        return to_datatree(self, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fit to one file, which `inference.load_fit` reads; see `inference.storage.save_fit`."""
+        from inference.storage import save_fit
+
+        return save_fit(self, path)
+
+
+def fit(
+    model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, progress: bool | None = None
+) -> Fit:
+    """Fit a model to data.
+
+    Parameters
+    ----------
+    model
+        A Pyro function, or a value with a callable attribute ``model`` such as those of ``ppl_models``.
+    data
+        The model's keyword arguments in one mapping: tensors, arrays, nested lists, numbers.
+    engine
+        `NUTS`, `SVI`, `AutoVI`, or any value with their two methods.
+    seed
+        Equal seeds give equal numbers. The caller's random streams are not touched.
+    progress
+        Show a bar; by default where standard error is a terminal.
+
+    Returns
+    -------
+    Fit
+        Draws, statistics, status and how they were made.
+
+    Raises
+    ------
+    InputError
+        The model or the data cannot be fitted; the message says which part and what to do.
+
+    Examples
+    --------
+    >>> nuts = fit(model, {"x": x}, NUTS(), seed=1)
+    >>> nuts.draws["mu"].shape
+    (4, 1000)
+    """
+    if not isinstance(engine, Engine):
+        raise InputError(f"engine: expected NUTS(...), SVI(...) or AutoVI(...), got {engine!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed: expected a non-negative integer, got {seed!r}.")
+    function = model_function(model)
+    show = sys.stderr.isatty() if progress is None else progress
+    dtype = engine.floating_dtype(model)
+    with isolated(seed, dtype=dtype):
+        begin = time.perf_counter()
+        prepared = prepare_data(function, data)
+        sites = read_sites(function, prepared)
+        setup = time.perf_counter() - begin
+        run = engine.run(Problem(sites, seed, show, model))
+        begin = time.perf_counter()
+        draws = _complete(sites, run.draws)
+        completion = time.perf_counter() - begin
+        params = pyro.get_param_store().get_state()
+    seconds = {**run.seconds, "setup": setup + run.seconds.get("setup", 0.0), "other_sites": completion}
+    state = {**run.state, "dtype": dtype, "params": params}
+    return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, run.notes, state)
+
+
+def _complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add deterministic and discrete sites to draws of shape (chain, draw, ...)."""
+    chains, num = next(iter(draws.values())).shape[:2]
+    flat = {name: value.reshape(chains * num, *value.shape[2:]) for name, value in draws.items()}
+    full = complete(sites, flat)
+    return {name: value.reshape(chains, num, *value.shape[1:]) for name, value in full.items()}

@@ -1,0 +1,189 @@
+"""Recording a function of tensors as an ATen graph, and running it for many inputs at once.
+
+A Pyro model spends most of its time in effect handlers. Recorded once, its arithmetic runs without them, and `vmap`
+runs it for a whole batch of parameter values, whatever indexing style the model is written in.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.ops.einsum.torch_log
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+logger = logging.getLogger(__name__)
+
+# A batched run keeps its widest intermediate under this many numbers (float64: 128 MB), so memory stays bounded.
+MAX_BATCH_NUMBERS = 2**24
+
+
+def record(function: Callable[..., Any], *example: Any) -> GraphModule:
+    """Record ``function`` at ``example`` and fold what does not depend on its arguments.
+
+    Random operations are kept, never folded. Control flow on a tensor's value makes recording fail (any exception of
+    torch): the caller falls back to the function itself.
+    """
+    with pyro.validation_enabled(False), _functional_log(), _TensorIndexing():
+        graph = make_fx(lambda *arguments: function(*arguments))(*example)
+    _draw_functionally(graph)
+    fold(graph)
+    return graph
+
+
+# In-place random operations cannot be batched; these give the same distributions from ones that can.
+_FUNCTIONAL_DRAWS: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.ops.aten.normal_.default: lambda x, mean=0.0, std=1.0: mean + std * torch.randn_like(x),
+    torch.ops.aten.uniform_.default: lambda x, low=0.0, high=1.0: low + (high - low) * torch.rand_like(x),
+    torch.ops.aten.exponential_.default: lambda x, rate=1.0: -torch.log1p(-torch.rand_like(x)) / rate,
+    torch.ops.aten.cauchy_.default: lambda x, loc=0.0, scale=1.0: loc
+    + scale * torch.tan(torch.pi * (torch.rand_like(x) - 0.5)),
+}
+
+
+def _draw_functionally(graph: GraphModule) -> None:
+    for node in graph.graph.nodes:
+        if node.target in _FUNCTIONAL_DRAWS:
+            node.target = _FUNCTIONAL_DRAWS[node.target]
+            node.kwargs = {}
+
+
+def fold(graph: GraphModule) -> None:
+    """Evaluate every node that depends on no argument once, and keep its value as a constant (in place)."""
+    known: dict[Node, Any] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            known[node] = getattr(graph, node.target)
+        if node.op != "call_function" or not all(n in known for n in node.all_input_nodes) or _is_impure(node):
+            continue
+        args, kwargs = (torch.fx.map_arg(a, lambda n: known[n]) for a in (node.args, node.kwargs))
+        known[node] = node.target(*args, **kwargs)
+        if isinstance(known[node], torch.Tensor):
+            name = f"_folded_{node.name}"
+            graph.register_buffer(name, known[node])
+            with graph.graph.inserting_before(node):
+                constant = graph.graph.get_attr(name)
+            known[constant] = known[node]
+            node.replace_all_uses_with(constant)
+    graph.graph.eliminate_dead_code(is_impure_node=_is_impure)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def _is_impure(node: Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target in _FUNCTIONAL_DRAWS.values()
+    return torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.is_mutable
+
+
+class _TensorIndexing(TorchFunctionMode):
+    """Keeps ``table[state]`` with a 0-d integer tensor a tensor operation; torch would read the state's value."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.Tensor.__getitem__:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(_is_scalar_index(i) for i in index) and all(_is_scalar_index(i) or i == slice(None) for i in index):
+                return torch.ops.aten.index.Tensor(args[0], [i if torch.is_tensor(i) else None for i in index])
+        return func(*args, **(kwargs or {}))
+
+
+def _is_scalar_index(index: Any) -> bool:
+    return torch.is_tensor(index) and index.dim() == 0 and index.dtype in (torch.int64, torch.int32)
+
+
+@contextmanager
+def _functional_log() -> Iterator[None]:
+    """Let Pyro's enumeration use a logarithm that recording can differentiate.
+
+    Pyro's own is an old-style ``autograd.Function``, whose backward a forward recording loses. This one has the same
+    value, and the same finite gradient (zero) where a probability underflows.
+    """
+    module = pyro.ops.einsum.torch_log
+    original, module.safe_log = module.safe_log, _safe_log
+    try:
+        yield
+    finally:
+        module.safe_log = original
+
+
+def _safe_log(x: torch.Tensor) -> torch.Tensor:
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).log(), -torch.inf)
+
+
+def widest(graph: GraphModule, *example: Any) -> int:
+    """Count the numbers in the largest tensor that depends on the arguments of one run of ``graph``."""
+    counter = _Widest(graph)
+    with torch.no_grad():
+        counter.run(*example)
+    return counter.numbers
+
+
+class _Widest(Interpreter):
+    numbers = 1
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def batched(function: Callable[..., Any], *, numbers: int) -> Callable[..., Any]:
+    """Map ``function`` over the leading axis of its argument by ``vmap``, in chunks of bounded memory.
+
+    ``numbers`` is the size of the largest intermediate of a single run (see `widest`).
+    """
+    chunk = max(1, MAX_BATCH_NUMBERS // numbers)
+    return torch.func.vmap(function, chunk_size=chunk, randomness="different")
+
+
+def map_draws(function: Callable[[Any], Any], values: Any, *, random: bool = False) -> dict[str, np.ndarray]:
+    """Apply a function of one draw to all draws: recorded and batched where that works, else one by one.
+
+    Parameters
+    ----------
+    function
+        Takes one draw (a tensor or a dict of tensors), returns a dict of tensors.
+    values
+        The draws: a tensor or a dict of tensors with a leading axis over draws.
+    random
+        Whether ``function`` draws random numbers. If not, the batched result is checked against ``function`` itself.
+
+    Returns
+    -------
+    dict
+        The results as arrays with a leading axis over draws.
+    """
+    first, last = (tree_map(lambda t, i=i: t[i], values) for i in (0, -1))
+    with torch.no_grad(), pyro.validation_enabled(False):
+        try:
+            graph = record(function, first)
+            result = batched(graph, numbers=widest(graph, first))(values)
+            if not random and not _same(function(last), {name: value[-1] for name, value in result.items()}):
+                raise ArithmeticError("the recorded function differs from the function itself")
+        except Exception as error:  # torch raises many types here; one by one is slow and right
+            logger.info("one draw at a time: %s", error)
+            result = loop(function, values)
+    return {name: value.detach().numpy() for name, value in result.items()}
+
+
+def _same(expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> bool:
+    return all(
+        torch.allclose(got[name].double(), value.double(), rtol=1e-6, atol=1e-9, equal_nan=True)
+        for name, value in expected.items()
+    )
+
+
+def loop(function: Callable[[Any], Any], values: Any) -> Any:
+    """Apply ``function`` to one draw after another and stack the results."""
+    results = [function(tree_map(lambda t, i=i: t[i], values)) for i in range(len(tree_leaves(values)[0]))]
+    return tree_map(lambda *parts: torch.stack(parts), *results)

@@ -1,0 +1,109 @@
+"""Data as the model will receive them: names checked, arrays made tensors, non-finite values refused."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from inference.errors import InputError
+
+
+def model_function(model: Any) -> Callable[..., Any]:
+    """Give the Pyro function of ``model``: the function itself, or the ``model`` attribute of a ``Model`` value."""
+    inner = model if isinstance(model, torch.nn.Module) else getattr(model, "model", model)
+    if not callable(inner):
+        raise InputError(f"model: expected a Pyro function or a Model value, got {type(model).__name__}.")
+    return inner
+
+
+def prepare_data(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Check ``data`` against the signature of ``function`` and convert arrays to tensors.
+
+    Parameters
+    ----------
+    function
+        The Pyro model; its arguments are named by the keys of ``data``.
+    data
+        Tensors, arrays, nested lists, pandas columns, numbers, strings, ``None`` or anything else the model takes.
+        Floating values are converted to torch's default dtype; integers and booleans keep theirs.
+
+    Raises
+    ------
+    InputError
+        ``data`` is no mapping, an argument is missing or unknown, or a value is NaN or infinite.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(f"data: expected one mapping from argument names to values, got {type(data).__name__}.")
+    _check_names(function, data)
+    prepared = {name: _as_tensor(name, value) for name, value in data.items()}
+    for name, value in prepared.items():
+        _check_finite(name, value)
+    return prepared
+
+
+def _check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
+    target = function.forward if isinstance(function, torch.nn.Module) else function
+    parameters = inspect.signature(target).parameters.values()
+    for p in parameters:
+        if p.kind is p.POSITIONAL_ONLY:
+            raise InputError(f"model: argument '{p.name}' is positional-only; data arrive by keyword, so remove the '/'.")
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes = [p.name for p in named]
+    listing = ", ".join(takes) or "no arguments"
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in data:
+            if name not in takes:
+                near = difflib.get_close_matches(str(name), takes, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                raise InputError(f"data: the model takes no argument '{name}'; it takes {listing}.{hint}")
+    missing = [p.name for p in named if p.default is p.empty and p.name not in data]
+    if missing:
+        given = ", ".join(map(str, data)) or "nothing"
+        raise InputError(f"data: the model needs {', '.join(missing)}; it takes {listing}, and was given {given}.")
+
+
+def _as_tensor(name: str, value: Any) -> Any:
+    """Convert arrays, columns and lists to tensors; leave scalars, strings and other objects as they are."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if hasattr(value, "to_numpy"):  # pandas and polars columns and frames
+        value = value.to_numpy()
+    if isinstance(value, list | tuple) and len(value) and not isinstance(value[0], str):
+        value = _stack(name, value)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise InputError(
+                f"data['{name}']: expected numbers, got an array of {value.dtype}; code categories as integers 0, 1, ..."
+            )
+        value = torch.from_numpy(np.array(value, dtype=np.int64 if value.dtype.kind == "u" else None))
+    if isinstance(value, torch.Tensor):
+        return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
+    return value
+
+
+def _stack(name: str, value: list | tuple) -> Any:
+    if any(isinstance(v, torch.Tensor) for v in value):
+        return value  # a list of tensors (ragged sequences, say) is the model's own business
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"data['{name}']: expected nested lists of equal lengths ({error}).") from None
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if isinstance(value, float):
+        value = torch.tensor(value)
+    if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+        return
+    bad = ~torch.isfinite(value)
+    if bad.any():
+        first = tuple(torch.nonzero(bad)[0].tolist())
+        kind = "NaN" if torch.isnan(value[first] if first else value) else "infinite"
+        where = f", the first ({kind}) at index {first[0] if len(first) == 1 else first}" if first else ""
+        raise InputError(
+            f"data['{name}']: {int(bad.sum())} of {value.numel()} values are NaN or infinite{where}; "
+            "remove or impute them before the fit."
+        )
