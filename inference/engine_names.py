@@ -1,0 +1,68 @@
+"""The engines as the command line names them: ``nuts``, ``nuts:pyro``, ``auto``, ``svi``, ``svi:GUIDE``."""
+
+from typing import Any
+
+from inference.autovi import AutoVI
+from inference.errors import InputError
+from inference.nuts import NUTS
+from inference.svi import SVI
+
+KNOWN = "nuts, nuts:pyro, auto, svi, svi:GUIDE (svi:normal, svi:multivariate_normal, svi:low_rank, ...)"
+
+
+def parse_engines(
+    names: str,
+    *,
+    num_samples: int | None = None,
+    num_warmup: int | None = None,
+    num_chains: int | None = None,
+) -> dict[str, Any]:
+    """Make the engines that a comma-separated list names, keyed by their names.
+
+    Parameters
+    ----------
+    names
+        As in ``auto,nuts,svi:normal``.
+    num_samples, num_warmup, num_chains
+        Passed to the engines; None leaves an engine's own default. Warm-up concerns NUTS only.
+
+    Raises
+    ------
+    InputError
+        An unknown name, a name twice, or a warm-up for engines that have none.
+    """
+    listed = [name.strip() for name in names.split(",") if name.strip()]
+    if not listed:
+        raise InputError(f"engines: none named; known are {KNOWN}")
+    twice = next((name for name in listed if listed.count(name) > 1), None)
+    if twice:
+        raise InputError(f"engines: '{twice}' is named twice")
+    if num_warmup is not None and not any(name.startswith("nuts") for name in listed):
+        raise InputError("--num-warmup: only nuts warms up, and it is not among the engines")
+    sizes = {"num_samples": num_samples, "num_chains": num_chains}
+    sizes = {key: value for key, value in sizes.items() if value is not None}
+    warmup = {} if num_warmup is None else {"num_warmup": num_warmup}
+    return {name: _make(name, sizes, warmup) for name in listed}
+
+
+def _make(name: str, sizes: dict[str, int], warmup: dict[str, int]) -> Any:
+    family, _, variant = name.partition(":")
+    if name == "auto":
+        return AutoVI(**sizes)
+    if family == "svi":
+        return SVI(**sizes, **({"guide": variant} if variant else {}))
+    if family == "nuts":
+        return NUTS(**sizes, **warmup, **({"backend": variant} if variant else {}))
+    raise InputError(f"engine '{name}': not known; known are {KNOWN}")
+
+
+def reference_of(engines: dict[str, Any], named: str | None) -> str:
+    """Choose the reference of a comparison: the one named, else ``nuts``, else the only engine that is NUTS."""
+    if named is not None:
+        if named not in engines:
+            raise InputError(f"--reference '{named}': not among the engines {', '.join(engines)}")
+        return named
+    chains = [name for name in engines if name.startswith("nuts")]
+    if "nuts" in chains or len(chains) == 1:
+        return "nuts" if "nuts" in chains else chains[0]
+    raise InputError(f"--reference is needed: which of {', '.join(engines)} is to be believed?")

@@ -1,0 +1,77 @@
+"""What a command asks for: a model and its data, found and checked before the first fit starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inference.data_files import FileData, parse_setting, read_data
+from inference.errors import InputError
+from inference.fit import Engine, Fit, fit
+from inference.isolation import isolated
+from inference.model_source import ModelSource, find_model
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model, its data, and the labels of their codes. Made by `read_request`.
+
+    Attributes
+    ----------
+    source
+        The model and where it is written.
+    data
+        Keyword arguments for it.
+    labels
+        Variable -> the text of its codes, from a data file.
+    uses_default_data
+        Whether the data are those that stand beside the model.
+    remarks
+        What the user should know about how the data were read.
+    """
+
+    source: ModelSource
+    data: dict[str, Any]
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    uses_default_data: bool = False
+    remarks: tuple[str, ...] = ()
+
+    def fit(self, engine: Engine, *, seed: int, progress: bool | None) -> Fit:
+        """Fit the model with one engine; what goes wrong inside the model is told in one line."""
+        with self.source.blamed():
+            return fit(self.source.model, self.data, engine, seed=seed, progress=progress)
+
+    def coords(self, fitted: Fit) -> dict[str, list]:
+        """Labels of the plates: the author's for the default data, else those of text columns named as a plate."""
+        if self.uses_default_data and self.source.coords is not None:
+            return dict(self.source.coords(fitted.data))
+        if not self.labels:
+            return {}
+        with isolated(fitted.seed):
+            plates = fitted.sites().plate_sizes
+        return {name: labels for name, labels in self.labels.items() if plates.get(name) == len(labels)}
+
+
+def read_request(model: str, data: Path | None, settings: Sequence[str], *, known: Mapping[str, Any]) -> Request:
+    """Find the model and read its data: from a file, else those that stand beside it; ``settings`` override.
+
+    Raises
+    ------
+    InputError
+        The model or the file cannot be found or read, or there are no data.
+    """
+    source = find_model(model, known=known)
+    given = dict(parse_setting(text) for text in settings)
+    takes = source.takes()
+    uses_default = data is None and source.default_data is not None
+    if data is not None:
+        content = read_data(data, takes=takes, given=given)
+    elif uses_default:
+        with source.blamed():
+            content = FileData(dict(source.default_data()))
+    else:
+        missing = [name for name, needed in takes.items() if needed and name not in given]
+        if missing:
+            raise InputError(f"--data is needed: the model takes {', '.join(takes)}; {', '.join(missing)} is missing")
+        content = FileData({})
+    return Request(source, content.values | given, content.labels, uses_default, content.remarks)
