@@ -3,6 +3,8 @@
 import csv
 import difflib
 import json
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -99,20 +101,26 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not an NPZ file, as numpy.savez writes it")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: array if array.ndim else array.item() for name, array in arrays.items()}
-    except (ValueError, OSError, EOFError) as error:  # objects inside, or no NPZ file at all
-        raise InputError(f"{path}: expected an NPZ file of plain arrays ({error})") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:  # Python objects inside, or a broken file
+        raise InputError(f"{path}: expected plain arrays in the NPZ file ({error})") from error
 
 
 def _read_csv(path: Path) -> dict[str, pd.Series]:
     try:
-        frame = pd.read_csv(path, low_memory=False, skipinitialspace=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # surplus fields, which it would drop
+            frame = pd.read_csv(path, low_memory=False, skipinitialspace=True, index_col=False)
+    except pd.errors.ParserWarning as error:
+        raise InputError(f"{path}: the rows have more fields than the header has names") from error
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a CSV file with a header ({' '.join(str(error).split())})") from error
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus leading fields for row names, in silence
-        raise InputError(f"{path}: the rows have more fields than the header has names")
+    if len(frame.columns) == 1 and set(";\t") & set(frame.columns[0]):
+        raise InputError(f"{path}: fields must be separated by commas; the header is '{frame.columns[0]}'")
     if frame.empty:
         raise InputError(f"{path}: a header but no rows")
     return {str(name).strip(): frame[name] for name in frame.columns}
