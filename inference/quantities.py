@@ -1,0 +1,112 @@
+"""From a fit to labelled scalar quantities: what diagnostics and comparisons look at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from inference.errors import InputError
+from inference.fit import Fit
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """The continuous scalars of a fit.
+
+    Attributes
+    ----------
+    labels
+        Flat names in order of the draws' sites, such as ``mu``, ``theta[3]`` and ``chol[1,0]``.
+    draws
+        (chain, draw, quantity), float64.
+    identified
+        Whether they come from the model's ``identify`` instead of the raw sites.
+    left_out
+        Names of the integer-valued sites, which have no mean or sd worth comparing.
+    """
+
+    labels: tuple[str, ...]
+    draws: np.ndarray
+    identified: bool
+    left_out: tuple[str, ...]
+
+    @property
+    def pooled(self) -> np.ndarray:
+        """The draws with chains pooled, (S, Q)."""
+        return self.draws.reshape(-1, self.draws.shape[-1])
+
+    def select(self, keep: np.ndarray) -> "Quantities":
+        """Keep some of the quantities, by a mask or by positions."""
+        positions = np.arange(len(self.labels))[keep]
+        labels = tuple(self.labels[i] for i in positions)
+        return Quantities(labels, self.draws[:, :, positions], self.identified, self.left_out)
+
+    def not_finite(self) -> dict[str, int]:
+        """How many draws are NaN or infinite, by quantity, where any are."""
+        counts = (~np.isfinite(self.draws)).sum(axis=(0, 1))
+        return {label: int(n) for label, n in zip(self.labels, counts, strict=True) if n}
+
+
+def quantities(fit: Fit) -> Quantities:
+    """List every continuous scalar of a fit's draws, label-free ones where the model knows them.
+
+    A model with a callable ``identify`` (mixtures, factor models) is judged on ``identify(draws)`` alone: the raw
+    sites depend on the arbitrary order of its components.
+
+    Raises
+    ------
+    InputError
+        Nothing continuous to look at.
+    """
+    identify = getattr(fit.model, "identify", None)
+    draws = identify(fit.draws) if callable(identify) else fit.draws
+    kept = {name: np.asarray(v) for name, v in draws.items() if np.issubdtype(np.asarray(v).dtype, np.floating)}
+    kept = {name: v for name, v in kept.items() if v.size}
+    if not kept:
+        raise InputError(
+            f"fit: no continuous quantity among its sites ({', '.join(draws) or 'none'}); nothing to judge."
+        )
+    columns = [np.asarray(v, dtype=np.float64).reshape(*v.shape[:2], -1) for v in kept.values()]
+    return Quantities(
+        labels=tuple(label for name, v in kept.items() for label in flat_labels(name, v.shape[2:])),
+        draws=np.concatenate(columns, axis=-1),
+        identified=callable(identify),
+        left_out=tuple(name for name in draws if name not in kept and np.asarray(draws[name]).size),
+    )
+
+
+def flat_labels(name: str, shape: tuple[int, ...]) -> list[str]:
+    """Name each scalar of a site: ``mu``, ``theta[0]``, ``theta[1]``, ``chol[0,1]``."""
+    if not shape:
+        return [name]
+    return [f"{name}[{','.join(map(str, index))}]" for index in np.ndindex(*shape)]
+
+
+def common_quantities(fits: Mapping[str, Fit], *, reference: str) -> dict[str, Quantities]:
+    """Quantities of several fits in the reference's order.
+
+    Raises
+    ------
+    InputError
+        The fits do not have the same quantities; names what is missing where.
+    """
+    found = {name: quantities(fit) for name, fit in fits.items()}
+    wanted = found[reference].labels
+    for name, other in found.items():
+        missing = _sites(set(wanted) - set(other.labels))
+        extra = _sites(set(other.labels) - set(wanted))
+        if missing or extra:
+            parts = [f"lacks {missing}" if missing else "", f"has {extra} besides" if extra else ""]
+            raise InputError(
+                f"fits['{name}']: {' and '.join(p for p in parts if p)}, compared with the reference '{reference}'; "
+                "compare fits of models with the same sites and shapes."
+            )
+        position = {label: i for i, label in enumerate(other.labels)}
+        found[name] = other.select(np.asarray([position[label] for label in wanted]))
+    return found
+
+
+def _sites(labels: set[str]) -> str:
+    names = sorted(labels)
+    shown = ", ".join(f"'{n}'" for n in names[:6])
+    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown

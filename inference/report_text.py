@@ -1,0 +1,128 @@
+"""A comparison as text for a terminal."""
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from inference.text_table import format_number, format_table, wrap
+from inference.verdict_kinds import Verdict
+
+if TYPE_CHECKING:
+    from inference.compare import Comparison
+
+MAX_ROWS = 20  # per candidate: what a terminal shows without scrolling past the verdict
+
+HEADINGS = [
+    "quantity",
+    "mean error",
+    "+-",
+    "sd ratio",
+    "+-",
+    "5 % end",
+    "median",
+    "95 % end",
+    "distance",
+    "",
+    "weighted",
+]
+COLUMNS = [
+    "mean_difference",
+    "mean_difference_se",
+    "sd_ratio",
+    "sd_ratio_se",
+    "q05_difference",
+    "q50_difference",
+    "q95_difference",
+    "wasserstein",
+]
+
+
+def comparison_text(comparison: "Comparison") -> str:
+    """Tables of the worst quantities, then costs, then the verdicts: what matters most stands last, at the prompt."""
+    lines = []
+    for name in comparison.verdicts:
+        lines += [f"{name} against {comparison.reference}: {comparison.fits[name].engine!r}", ""]
+        lines += [*_candidate_table(comparison, name), *_candidate_facts(comparison, name), ""]
+    lines += [_cost_table(comparison), ""]
+    for remark in comparison.remarks:
+        lines += [*wrap(remark), ""]
+    lines += [f"Reference {comparison.reference}: {comparison.reference_verdict}", ""]
+    for name, verdict in comparison.verdicts.items():
+        lines += [f"{name}: {_without_table(verdict)}", ""]
+    return "\n".join(lines).rstrip()
+
+
+def _candidate_table(comparison: "Comparison", name: str) -> list[str]:
+    table = comparison.table[comparison.table["candidate"] == name].sort_values("severity", ascending=False)
+    if table.empty:
+        return ["No numbers: see the verdict."]
+    weighted = table["weighted_mean_difference"].notna().any() or table["weighted_sd_ratio"].notna().any()
+    rows = []
+    for row in table.head(MAX_ROWS).to_dict(orient="records"):
+        cells = [row["quantity"] + (" (heavy tails)" if row["heavy_tailed"] else "")]
+        cells += [_signed(row[key]) if key.endswith("difference") else format_number(row[key]) for key in COLUMNS]
+        cells.append("" if row["judgement"] == "good" else row["judgement"])
+        if weighted:
+            cells.append(f"{_signed(row['weighted_mean_difference'])} / {format_number(row['weighted_sd_ratio'])}")
+        rows.append(cells)
+    lines = [format_table(HEADINGS if weighted else HEADINGS[:-1], rows)]
+    if len(table) > MAX_ROWS:
+        lines.append(f"({len(table) - MAX_ROWS} more quantities with smaller errors are not shown)")
+    explained = "Errors, ends and distance (Wasserstein) in posterior sds of the reference; +- is Monte Carlo error."
+    return [*lines, explained + (" weighted: mean error / sd ratio after re-weighting." if weighted else "")]
+
+
+def _candidate_facts(comparison: "Comparison", name: str) -> list[str]:
+    checks, lines = comparison.verdicts[name].checks, []
+    if "khat" in checks:
+        lines.append(
+            f"PSIS k-hat {checks['khat']:.2f} (usable below {checks['khat_limit']:.2f}), "
+            f"importance sample worth {checks['is_ess']:.0f} draws."
+        )
+    pair = comparison.correlations.get(name)
+    if pair:
+        lines.append(
+            f"Largest correlation difference: {pair.first} and {pair.second}, {pair.candidate:+.2f} here, "
+            f"{pair.reference:+.2f} in the reference (+- {pair.se:.2f})."
+        )
+    return [line for text in lines for line in wrap(text)]
+
+
+def _cost_table(comparison: "Comparison") -> str:
+    costs, rows = comparison.costs, []
+    for name, row in costs.iterrows():
+        parts = [
+            f"{key.removeprefix('seconds_').replace('_', ' ')} {format_seconds(value)}"
+            for key, value in row.items()
+            if key.startswith("seconds_") and not math.isnan(value) and value > 0
+        ]
+        rows.append(
+            [
+                str(name),
+                format_seconds(row["seconds"]),
+                f"{int(row['num_gradients'])}",
+                format_number(row["gradients_per_effective_draw"]),
+                "" if name == comparison.reference else f"{format_number(row['speed_up'])} x",
+                ", ".join(parts),
+            ]
+        )
+    return format_table(["cost", "time", "gradients", "per effective draw", "speed-up", "parts"], rows, left=(0, 5))
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds with a unit that suits their size."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _signed(value: float) -> str:
+    text = format_number(value)
+    return f"+{text}" if value > 0 else text
+
+
+def _without_table(verdict: Verdict) -> str:
+    """Print a verdict without its table of worst quantities, which stands above already."""
+    return str(replace(verdict, worst=()))

@@ -1,0 +1,59 @@
+"""From diagnostics to plain words: may this fit be believed, without another one to compare with?"""
+
+from collections.abc import Callable
+from typing import Any
+
+from inference.chain_verdict import judge_chains
+from inference.fit import Fit
+from inference.quantities import quantities
+from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
+from inference.weight_verdict import judge_weights
+
+__all__ = ["QuantityErrors", "Verdict", "VerdictKind", "check"]
+
+
+def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
+    """Judge one fit by itself.
+
+    A Markov chain is judged by R-hat, effective sample sizes, divergences, energy and tree depth. A variational fit
+    climbs a ladder: did the optimisation settle and do its starts agree, how far do importance weights move its
+    moments (PSIS k-hat, raw against weighted), and are there modes where it has no draws? It is never trusted on k-hat
+    alone, and where these checks do not suffice the answer is "cannot tell": compare with NUTS then.
+
+    Parameters
+    ----------
+    fit
+        Any result of `inference.fit`.
+    search
+        How to look for other modes; by default `inference.modes.search_modes`. Takes the fit and returns a value with
+        ``num_settled``, ``num_elsewhere`` and ``message``.
+
+    Raises
+    ------
+    InputError
+        The fit has no continuous quantity.
+
+    Examples
+    --------
+    >>> verdict = check(fit(model, data, AutoVI()))
+    >>> print(verdict)
+    """
+    found = quantities(fit)
+    bad = found.not_finite()
+    if bad:
+        label, count = next(iter(bad.items()))
+        return Verdict(
+            VerdictKind.CANNOT_TELL,
+            f"{len(bad)} of {len(found.labels)} quantities have draws that are not finite, {label} {count} of them.",
+            next_step="Look for overflow in the model or a diverged optimisation, then fit again.",
+            checks={"num_not_finite": float(sum(bad.values()))},
+        )
+    if fit.engine.method == "mcmc":
+        return judge_chains(fit, found)
+    return judge_weights(fit, found, search=search or _search_modes)
+
+
+def _search_modes(fit: Fit) -> Any:
+    from inference.modes import search_modes  # only where it is needed: it prepares the model's density
+
+    return search_modes(fit)
