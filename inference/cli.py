@@ -21,9 +21,10 @@ from arviz_stats import summary
 from inference.compare import compare
 from inference.engine_names import KNOWN, parse_engines, reference_of
 from inference.errors import InputError
-from inference.fit import Engine, Fit, load_fit
+from inference.fit import Engine, Fit
 from inference.output_files import make_folder, write_comparison, write_draws, write_fit
 from inference.request import Request, read_request
+from inference.storage import load_fit
 from inference.verdict import check
 
 TRUSTED, NOT_TRUSTED, WRONG_REQUEST, INTERNAL_FAULT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -103,6 +104,8 @@ def _fit(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     saved = Path(arguments.model)
     if saved.is_file() and saved.suffix != ".py":
+        if arguments.data or arguments.set:
+            raise InputError(f"{saved}: a saved fit has its data; leave out --data and --set")
         fit = load_fit(saved)
     else:
         _, engine = _one_engine(arguments)
@@ -177,7 +180,7 @@ def _texts(paths: Sequence[Path]) -> list[str]:
 
 def _print_files(paths: Sequence[Path]) -> None:
     if paths:
-        print("\nWritten:", *(f"  {path}" for path in paths), sep="\n")
+        print("\nWritten:", ", ".join(_texts(paths)))
 
 
 def _print_json(document: dict[str, Any]) -> None:

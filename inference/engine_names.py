@@ -4,10 +4,11 @@ from typing import Any
 
 from inference.autovi import AutoVI
 from inference.errors import InputError
+from inference.guides import GUIDES
 from inference.nuts import NUTS
 from inference.svi import SVI
 
-KNOWN = "nuts, nuts:pyro, auto, svi, svi:GUIDE (svi:normal, svi:multivariate_normal, svi:low_rank, ...)"
+KNOWN = "nuts, nuts:pyro, auto, svi, svi:GUIDE"
 
 
 def parse_engines(
@@ -50,6 +51,8 @@ def _make(name: str, sizes: dict[str, int], warmup: dict[str, int]) -> Any:
     if name == "auto":
         return AutoVI(**sizes)
     if family == "svi":
+        if variant and variant not in GUIDES:  # known before another engine has run for minutes
+            raise InputError(f"engine '{name}': guide '{variant}' is not known; known are {', '.join(GUIDES)}")
         return SVI(**sizes, **({"guide": variant} if variant else {}))
     if family == "nuts":
         return NUTS(**sizes, **warmup, **({"backend": variant} if variant else {}))
