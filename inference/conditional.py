@@ -46,10 +46,12 @@ def complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> Draws:
     Returns
     -------
     dict
-        ``name -> (n, *shape)``: latents in the order of the model, then deterministic, then discrete sites.
+        ``name -> (n, *shape)``: latents in the order of the model, then deterministic, then discrete sites; sites in
+        subsampled plates are left out.
     """
-    drawn_here = [name for name in sites.discrete if name not in draws]
-    names = [*sites.deterministic, *drawn_here]
+    whole = {n: s for n, s in {**sites.deterministic, **sites.discrete}.items() if not set(s.plates) & set(sites.subsampled)}
+    drawn_here = [name for name in sites.discrete if name in whole and name not in draws]
+    names = [*[name for name in sites.deterministic if name in whole], *drawn_here]
     result = {name: np.asarray(draws[name]) for name in [*sites.latent, *sites.discrete] if name in draws}
     result |= {name: np.asarray(value) for name, value in draws.items() if name in sites.unenumerable}
     if names:

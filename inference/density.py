@@ -75,6 +75,8 @@ class Density:
     ----------
     sites
         The model as read by `inference.sites.read_sites`.
+    hold_params
+        Accept a model with ``pyro.param``, holding each at its value in the parameter store.
 
     Attributes
     ----------
@@ -88,8 +90,8 @@ class Density:
         Why the backend is not ``"graph"``; empty otherwise.
     """
 
-    def __init__(self, sites: Sites) -> None:
-        sites.require_density()
+    def __init__(self, sites: Sites, *, hold_params: bool = False) -> None:
+        sites.require_density(hold_params=hold_params)
         self.sites = sites
         self.dtype = torch.get_default_dtype()
         self._model = poutine.enum(sites.enumerated, first_available_dim=-1 - sites.max_plate_nesting)

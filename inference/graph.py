@@ -30,28 +30,45 @@ def record(function: Callable[..., Any], *example: Any) -> GraphModule:
     Random operations are kept, never folded. Control flow on a tensor's value makes recording fail (any exception of
     torch): the caller falls back to the function itself.
     """
+    def plain(*arguments: Any) -> Any:
+        return function(*arguments)
+
     with pyro.validation_enabled(False), _functional_log(), _TensorIndexing():
-        graph = make_fx(lambda *arguments: function(*arguments))(*example)
-    _draw_functionally(graph)
+        graph = _batchable(make_fx(plain)(*example))
+        if _mutates(graph):
+            graph = _batchable(make_fx(torch.func.functionalize(plain))(*example))
+    if _mutates(graph):  # a folded constant would change at every run
+        raise NotImplementedError("an in-place operation on a constant cannot be recorded")
     fold(graph)
     return graph
 
 
-# In-place random operations cannot be batched; these give the same distributions from ones that can.
-_FUNCTIONAL_DRAWS: dict[Any, Callable[..., torch.Tensor]] = {
-    torch.ops.aten.normal_.default: lambda x, mean=0.0, std=1.0: mean + std * torch.randn_like(x),
-    torch.ops.aten.uniform_.default: lambda x, low=0.0, high=1.0: low + (high - low) * torch.rand_like(x),
-    torch.ops.aten.exponential_.default: lambda x, rate=1.0: -torch.log1p(-torch.rand_like(x)) / rate,
-    torch.ops.aten.cauchy_.default: lambda x, loc=0.0, scale=1.0: loc
-    + scale * torch.tan(torch.pi * (torch.rand_like(x) - 0.5)),
+# These random operations cannot be batched by vmap; the ones they are replaced by can, and have the same distribution.
+_BATCHABLE_DRAWS: dict[Any, Callable[..., torch.Tensor]] = {
+    operation: draw
+    for operations, draw in (
+        (("normal_", "normal_functional"), lambda x, mean=0.0, std=1.0: mean + std * torch.randn_like(x)),
+        (("uniform_", "uniform"), lambda x, low=0.0, high=1.0: low + (high - low) * torch.rand_like(x)),
+        (("exponential_", "exponential"), lambda x, rate=1.0: -torch.log1p(-torch.rand_like(x)) / rate),
+        (
+            ("cauchy_", "cauchy"),
+            lambda x, loc=0.0, scale=1.0: loc + scale * torch.tan(torch.pi * (torch.rand_like(x) - 0.5)),
+        ),
+    )
+    for operation in (getattr(torch.ops.aten, name) for name in operations)
 }
 
 
-def _draw_functionally(graph: GraphModule) -> None:
+def _batchable(graph: GraphModule) -> GraphModule:
     for node in graph.graph.nodes:
-        if node.target in _FUNCTIONAL_DRAWS:
-            node.target = _FUNCTIONAL_DRAWS[node.target]
-            node.kwargs = {}
+        draw = _BATCHABLE_DRAWS.get(getattr(node.target, "overloadpacket", None))
+        if draw is not None:
+            node.target, node.kwargs = draw, {}
+    return graph
+
+
+def _mutates(graph: GraphModule) -> bool:
+    return any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in graph.graph.nodes)
 
 
 def fold(graph: GraphModule) -> None:
@@ -77,11 +94,12 @@ def fold(graph: GraphModule) -> None:
 
 
 def _is_impure(node: Node) -> bool:
+    """Whether a node must stay although it depends on no argument: inputs, outputs, and random numbers."""
     if node.op in ("placeholder", "output"):
         return True
     if not isinstance(node.target, torch._ops.OpOverload):
-        return node.target in _FUNCTIONAL_DRAWS.values()
-    return torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.is_mutable
+        return node.target in _BATCHABLE_DRAWS.values()
+    return torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 class _TensorIndexing(TorchFunctionMode):

@@ -135,7 +135,7 @@ def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
     """Sample with nutpie; points (chain, warm-up + draws, D), statistics alike, adapted quantities."""
     compiled = from_pyfunc(
         density.dim,
-        lambda: density.value_and_grad,
+        lambda: _in_worker_thread(density),
         lambda *_: lambda point: {"point": point},
         [np.dtype("float64")],
         [(density.dim,)],
@@ -166,6 +166,16 @@ def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
     mass = final["mass_matrix_inv" if "mass_matrix_inv" in final else "mass_matrix_stds"].values[:, -1]
     adapted = {"step_size": final["step_size_bar"].values[:, -1], "inverse_mass": mass}
     return points, stats, adapted
+
+
+def _in_worker_thread(density: Density) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """Give value and gradient; called by nutpie in the thread that will use it.
+
+    torch's thread count is a setting of each thread: a new one splits every small operation over all cores, which made
+    gradients 12 to 60 times slower.
+    """
+    torch.set_num_threads(1)
+    return density.value_and_grad
 
 
 def _start(density: Density) -> Callable[[int], np.ndarray]:

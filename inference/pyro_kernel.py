@@ -20,34 +20,27 @@ class RecordingNUTS(PyroNUTS):
 
     def sample(self, params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Draw once."""
-        self._leaves: list[float] = []
-        self._kinetic_at_start = None
-        divergences, num_warmup_draws = len(self._divergences), self._t < self._warmup_steps
+        self._acceptances: list[float] = []
         result = super().sample(params)
         _, potential, _ = self._fetch_from_cache()
-        # Pyro lists divergences after warm-up only; a warm-up trajectory that ended on a hopeless leaf acted the same.
-        diverging = self._ended_diverging if num_warmup_draws else len(self._divergences) > divergences
-        num_steps = len(self._leaves)
+        num_steps = len(self._acceptances)
         self.last = {
-            "diverging": bool(diverging),
+            "diverging": self._diverging,  # a diverging leaf ends its trajectory, so the last leaf tells
             "energy": float(self._energy_at_start),
             "lp": -float(potential),
             "tree_depth": int(np.ceil(np.log2(num_steps + 1))),
             "reached_max_treedepth": num_steps >= 2**self._max_tree_depth - 1,
             "n_steps": num_steps,
             "step_size": float(self.step_size),
-            "acceptance_rate": float(np.mean(self._leaves)),
+            "acceptance_rate": float(np.mean(self._acceptances)),
         }
         return result
 
-    def _build_tree(self, z, r, z_grads, log_slice, direction, tree_depth, energy_current):  # noqa: ANN001, ANN202
-        self._energy_at_start = energy_current
-        return super()._build_tree(z, r, z_grads, log_slice, direction, tree_depth, energy_current)
-
     def _build_basetree(self, *arguments: Any) -> Any:
+        *_, self._energy_at_start = arguments  # the Hamiltonian after the momentum was drawn, as E-BFMI wants it
         leaf = super()._build_basetree(*arguments)
-        self._leaves.append(float(leaf.sum_accept_probs))
-        self._ended_diverging = bool(leaf.diverging)
+        self._acceptances.append(float(leaf.sum_accept_probs))
+        self._diverging = bool(leaf.diverging)
         return leaf
 
 

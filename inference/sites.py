@@ -68,13 +68,14 @@ class Sites:
         """The model with every discrete site that can be enumerated marked for it."""
         return poutine.infer_config(self.function, config_fn=_mark_enumerable)
 
-    def require_density(self) -> None:
+    def require_density(self, *, hold_params: bool = False) -> None:
         """Refuse a model that has no flat log density over continuous sites.
 
         Raises
         ------
         InputError
-            No latent site, an integer site that cannot be enumerated, a subsampled plate, or a ``pyro.param``.
+            No latent site, an integer site that cannot be enumerated, a subsampled plate, or (unless they are held) a
+            ``pyro.param``.
         """
         if self.unenumerable:
             name = next(iter(self.unenumerable))
@@ -88,7 +89,7 @@ class Sites:
                 f"plate '{name}': subsampling ({size} of {self.plate_sizes[name]}) gives a noisy density, for which "
                 "NUTS and AutoVI are wrong; remove subsample_size, or use SVI."
             )
-        if self.params:
+        if self.params and not hold_params:
             raise InputError(
                 f"param '{self.params[0]}': a pyro.param has no prior, so the posterior is not defined; give it a "
                 "prior with pyro.sample, or use SVI, which fits it by maximum likelihood."

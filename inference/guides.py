@@ -1,0 +1,188 @@
+"""Guides: by name, by hand, or as modules; checked against the model, and drawn from."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoIAFNormal,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoStructured,
+    init_to_median,
+    init_to_value,
+)
+
+from inference.density import Density
+from inference.errors import InputError
+from inference.graph import map_draws
+from inference.sites import Sites, is_discrete
+
+# Two autoregressive layers: one, Pyro's default, cannot bend every coordinate, because the first passes unchanged.
+_IAF_TRANSFORMS = 2
+# Guides start at the best, by log density, of this many uniform starts.
+_START_CANDIDATES = 10
+
+GUIDES: dict[str, Callable[..., AutoGuide]] = {
+    "delta": AutoDelta,
+    "normal": AutoNormal,
+    "diagonal_normal": AutoDiagonalNormal,
+    "multivariate_normal": AutoMultivariateNormal,
+    "low_rank": AutoLowRankMultivariateNormal,
+    "laplace": AutoLaplaceApproximation,
+    "iaf": partial(AutoIAFNormal, num_transforms=_IAF_TRANSFORMS),
+    "structured": AutoStructured,
+}
+
+
+def make_guide(guide: str | Callable[..., Any], sites: Sites, *, density: Density | None, seed: int) -> Callable:
+    """Give a guide for a model: a name from `GUIDES`, or a callable as it is.
+
+    A guide by name covers the continuous latents; discrete ones are summed out. It starts at the best of a few
+    uniform starts where the model has a flat density, else at prior medians.
+
+    Raises
+    ------
+    InputError
+        Unknown name, or a guide that does not suit the model.
+    """
+    if callable(guide):
+        return guide
+    if guide not in GUIDES:
+        raise InputError(f"guide: expected one of {', '.join(GUIDES)} or a callable, got {guide!r}.")
+    if sites.unenumerable:
+        raise InputError(
+            f"guide='{guide}': the integer site '{next(iter(sites.unenumerable))}' has no automatic guide and cannot "
+            "be enumerated; write a guide that samples it, or sum it out by hand."
+        )
+    if not sites.latent:
+        raise InputError("model: no continuous latent site to infer; give at least one pyro.sample without obs.")
+    model = poutine.block(sites.function, hide=list(sites.discrete)) if sites.discrete else sites.function
+    if guide == "iaf":  # an autoregressive flow has no location to start
+        return GUIDES[guide](model)
+    return GUIDES[guide](model, init_loc_fn=_initial_values(density, seed))
+
+
+def _initial_values(density: Density | None, seed: int) -> Callable:
+    if density is None:
+        return init_to_median
+    points = density.starts(_START_CANDIDATES, generator=np.random.default_rng(seed))
+    best = points[np.argmax(density.log_density(points))]
+    return init_to_value(values={name: torch.as_tensor(v[0]) for name, v in density.constrain(best[None]).items()})
+
+
+def check_guide(guide: Callable, sites: Sites) -> poutine.Trace:
+    """Run a guide once and refuse one that does not cover the latents of the model.
+
+    Raises
+    ------
+    InputError
+        The guide fails, misses a latent, samples a site that the model does not have, or gives it another shape.
+    """
+    target = guide.forward if isinstance(guide, torch.nn.Module) else guide
+    accepted = inspect.signature(target).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted):
+        unknown = set(sites.data) - {p.name for p in accepted}
+        if unknown:
+            raise InputError(
+                f"guide: must take the same arguments as the model; it does not take {', '.join(sorted(unknown))}."
+            )
+    try:
+        with torch.no_grad():
+            trace = poutine.trace(guide).get_trace(**sites.data)
+    except Exception as error:
+        raise InputError(f"guide: fails on the data ({type(error).__name__}: {' '.join(str(error).split())}).") from error
+    sampled = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+    known = {**sites.latent, **sites.discrete, **sites.unenumerable}
+    missing = [name for name in [*sites.latent, *sites.unenumerable] if name not in sampled]
+    if missing:
+        raise InputError(
+            f"guide: does not sample the latent site '{missing[0]}' of the model; it samples {', '.join(sampled) or 'nothing'}."
+        )
+    for name, node in sampled.items():
+        if node["infer"].get("is_auxiliary") or node["is_observed"] or name in sites.plate_sizes:
+            continue
+        if name not in known:
+            raise InputError(
+                f"guide: samples '{name}', which is no latent site of the model ({', '.join(known)}); mark helper sites "
+                "with infer={'is_auxiliary': True}."
+            )
+        expected, got = known[name].shape, tuple(node["value"].shape)
+        if expected != got and not set(known[name].plates) & set(sites.subsampled):
+            raise InputError(f"guide: site '{name}' has shape {got}; the model's has {expected}.")
+    return trace
+
+
+def samples_discrete(trace: poutine.Trace, sites: Sites) -> bool:
+    """Whether a guide, by its trace, samples discrete sites of the model itself."""
+    return any(name in trace.nodes for name in sites.discrete)
+
+
+def draw_guide(guide: Callable, sites: Sites, num: int) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Draw from a guide.
+
+    Returns
+    -------
+    draws : dict
+        ``name -> (num, *shape)`` for the model's latents outside subsampled plates.
+    log_q : ndarray or None
+        Log densities (num,) of the continuous latents, on the constrained space; None where they depend on a discrete
+        site that the guide samples before them, so that their marginal density is unknown.
+    """
+    trace = check_guide(guide, sites)
+    known = {**sites.latent, **sites.discrete, **sites.unenumerable}
+    names = [
+        name for name in trace.nodes if name in known and not set(known[name].plates) & set(sites.subsampled)
+    ]
+    order = [node for node in trace.nodes.values() if node["type"] == "sample" and not node["is_observed"]]
+    discrete_first = [is_discrete(node["fn"]) for node in order if node["name"] not in sites.plate_sizes]
+    has_density = discrete_first == sorted(discrete_first)
+
+    def one(_: torch.Tensor) -> dict[str, torch.Tensor]:
+        run = poutine.trace(guide).get_trace(**sites.data)
+        run.compute_log_prob()
+        terms = [
+            node["log_prob_sum"]
+            for name, node in run.nodes.items()
+            if node["type"] == "sample" and name not in sites.plate_sizes and not is_discrete(node["fn"])
+        ]
+        return {"log_q": torch.as_tensor(sum(terms)), **{f"site:{n}": run.nodes[n]["value"] for n in names}}
+
+    result = map_draws(one, torch.zeros(num), random=True)
+    log_q = result.pop("log_q")
+    return {name.removeprefix("site:"): value for name, value in result.items()}, log_q if has_density else None
+
+
+def unconstrained_draws(
+    density: Density, draws: Mapping[str, np.ndarray], log_q: np.ndarray | None
+) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
+    """Express draws and their log densities on the unconstrained space.
+
+    Returns
+    -------
+    points : ndarray
+        (n, D).
+    stats : dict
+        ``lp``, and ``log_q``, ``log_weight`` where q has a density, each (n,).
+    remark : str
+        Why there are no log weights; empty otherwise.
+    """
+    points, log_jacobian = density.unconstrain(draws)
+    stats = {"lp": density.log_density(points)}
+    if log_q is None:
+        return points, stats, "no log weights: the guide samples a discrete site before continuous ones"
+    fixed = [label for label, spread in zip(density.labels, np.ptp(points, axis=0), strict=True) if spread == 0]
+    if fixed:
+        return points, stats, f"no log weights: a point guide has no density (no spread in {', '.join(fixed[:3])})"
+    stats["log_q"] = log_q + log_jacobian
+    stats["log_weight"] = stats["lp"] - stats["log_q"]
+    return points, stats, ""
