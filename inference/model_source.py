@@ -71,7 +71,7 @@ class ModelSource:
             place = self.place(error.__cause__)
             if place is None:
                 raise
-            raise InputError(f"{error} ({place})") from error
+            raise InputError(f"{error}{_hint(error.__cause__)} ({place})") from error
         except Exception as error:
             place = self.place(error)
             if place is None:
@@ -150,8 +150,10 @@ def _near(name: str, known: Mapping[str, Any] | list[str]) -> str:
 
 
 def _message(error: Exception) -> str:
-    text = str(error).split(PYRO_SHAPE_TABLE)[0]
-    hint = ""
-    if isinstance(error, IndexError) and "must be long" in text:
-        hint = "; numbers from a CSV file are float64, so write index.long()"
-    return " ".join(text.split()) + hint
+    return " ".join(str(error).split(PYRO_SHAPE_TABLE)[0].split()) + _hint(error)
+
+
+def _hint(error: BaseException | None) -> str:
+    if isinstance(error, IndexError) and "must be long" in str(error):
+        return " Numbers from a CSV file are float64: index with group.long()."
+    return ""
