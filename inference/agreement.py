@@ -1,4 +1,4 @@
-"""Does a candidate agree with a healthy reference? Errors with their Monte Carlo error, and the verdict they support."""
+"""Errors of a candidate against a healthy reference, their Monte Carlo error, and the verdict that both support."""
 
 from dataclasses import dataclass
 
@@ -145,18 +145,24 @@ def judge_agreement(
         )
     else:
         kind, reason, next_step = _partial(labels, errors, states, order)
+        if weighted is not None and weights is not None and _weights_usable(weights) and BAD not in weighted.states():
+            # Not enough for TRUST_REWEIGHTED, but the cheapest way on.
+            next_step = f"Draw more and re-weight: re-weighted, no quantity disagrees for certain. {next_step}"
     return Verdict(kind, reason, worst, next_step, checks)
 
 
+def _weights_usable(weights: Weights) -> bool:
+    return weights.khat < khat_limit(weights.weights.size) and weights.ess >= limits.IS_ESS
+
+
 def _weights_hold(weighted: Errors, weights: Weights) -> bool:
-    reliable = weights.khat < khat_limit(weights.weights.size) and weights.ess >= limits.IS_ESS
-    return bool(reliable and (weighted.states() == GOOD).all())
+    return bool(_weights_usable(weights) and (weighted.states() == GOOD).all())
 
 
 def _partial(
     labels: tuple[str, ...], errors: Errors, states: np.ndarray, order: np.ndarray
 ) -> tuple[VerdictKind, str, str]:
-    """Something is wrong: what can still be used?"""
+    """Say what can still be used where something is wrong."""
     bad, good = states == BAD, states == GOOD
     means = errors.means_hold()
     some = f"{bad.sum()} of {len(labels)} quantities disagree with the reference"

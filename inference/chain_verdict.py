@@ -48,7 +48,7 @@ def judge_chains(fit: Fit, found: Quantities) -> Verdict:
     reason = (
         f"The {found.draws.shape[0]} chains agree: R-hat is at most {checks['max_rhat']:.3f}, effective sample sizes "
         f"are at least {min(checks['min_ess_bulk'], checks['min_ess_tail']):.0f}, and "
-        f"{checks.get('num_divergent', 0):.0f} draws diverged."
+        + (f"only {checks['num_divergent']:.0f} diverged." if checks.get("num_divergent") else "no draw diverged.")
     )
     return Verdict(VerdictKind.TRUST, reason, _worst(found, mixing), "Use the draws as they are.", checks, remarks)
 

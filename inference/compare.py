@@ -24,7 +24,7 @@ from inference.diagnostics import (
 from inference.errors import InputError
 from inference.fit import Fit
 from inference.limits import CORRELATION_REMARK
-from inference.quantities import Quantities, common_quantities
+from inference.quantities import Quantities, common_quantities, name_list
 from inference.verdict import check
 from inference.verdict_kinds import Verdict, VerdictKind, finite
 
@@ -65,7 +65,8 @@ class Comparison:
     correlations
         The largest correlation difference of each candidate with more than one quantity.
     costs
-        One row for each fit: seconds, gradient evaluations, gradients per effective draw, speed relative to the reference.
+        One row for each fit: seconds in all and by part, how many times faster than the reference, gradient
+        evaluations, and for chains gradients per effective draw.
     remarks
         What was compared and what was left out.
     """
@@ -78,6 +79,12 @@ class Comparison:
     correlations: dict[str, CorrelationDifference]
     costs: pd.DataFrame
     remarks: tuple[str, ...]
+
+    def rows(self, candidate: str) -> pd.DataFrame:
+        """Give the rows of one candidate, the worst quantity first."""
+        if self.table.empty:
+            return self.table
+        return self.table[self.table["candidate"] == candidate].sort_values("severity", ascending=False)
 
     def __str__(self) -> str:
         from inference.report_text import comparison_text
@@ -302,7 +309,8 @@ def _drop_constants(found: dict[str, Quantities], reference: str) -> tuple[dict[
     if base.identified:
         remarks.append("Compared on the model's label-free quantities (identify), not on raw sites.")
     if constant.any():
-        remarks.append(f"{constant.sum()} quantities are constant and left out.")
+        names = name_list([label for label, out in zip(base.labels, constant, strict=True) if out])
+        remarks.append(f"Left out, being the same constant in every fit: {names}.")
     if base.left_out:
         remarks.append(f"Integer-valued sites are not compared: {', '.join(base.left_out)}.")
     return {name: q.select(~constant) for name, q in found.items()}, tuple(remarks)

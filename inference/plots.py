@@ -29,6 +29,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 NUM_MARGINALS = 9
 NUM_CHAIN_PLOTS = 4
 MAX_ERROR_ROWS = 40  # more do not fit on a page; the worst are shown
+NUM_RANKS = 200  # draws of each chain in a rank plot
 NUM_POINTS = 1000  # in a scatter plot: enough to see a shape, few enough to see through
 LABEL_WIDTH = 24  # characters of a quantity's name on an axis
 STYLE = {
@@ -107,16 +108,15 @@ def _marginals(comparison: "Comparison", draws: dict[str, Quantities]) -> Figure
         for name in [comparison.reference, *comparison.verdicts]:
             if name in draws:
                 _density(ax, _column(draws[name], label), window, colours[name], fill=name == comparison.reference)
-        ax.set(title=shorten(label, LABEL_WIDTH + 8), yticks=[], xlim=window)
+        ax.set(title=_text(label, LABEL_WIDTH + 8), yticks=[], xlim=window)
         ax.set_ylim(bottom=0)
         ax.spines["left"].set_visible(False)
         ax.locator_params(axis="x", nbins=5)
     for ax in axes[len(labels) :]:
         ax.set_visible(False)
-    handles = [
-        mpl.patches.Patch(color=colours[n], alpha=0.35, label=f"{n} (reference)") for n in [comparison.reference]
-    ]
-    handles += [mpl.lines.Line2D([], [], color=colours[n], label=n) for n in comparison.verdicts if n in draws]
+    filled = {"color": colours[comparison.reference], "alpha": 0.35}
+    handles = [mpl.patches.Patch(**filled, label=f"{_text(comparison.reference)} (reference)")]
+    handles += [mpl.lines.Line2D([], [], color=colours[n], label=_text(n)) for n in comparison.verdicts if n in draws]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
     return figure
 
@@ -174,22 +174,20 @@ def _errors(comparison: "Comparison") -> Figure:
     _zones(means, limits.MEAN_GOOD, limits.MEAN_TOLERANCE)
     _zones(sds, limits.LOG_SD_GOOD, limits.LOG_SD_TOLERANCE)
     _zones(ends, limits.QUANTILE_GOOD, limits.QUANTILE_TOLERANCE)
-    means.set_yticks(range(len(shown)), [shorten(label, LABEL_WIDTH) for label in shown])
+    means.set_yticks(range(len(shown)), [_text(label) for label in shown])
     means.set_ylim(len(shown) - 0.4, -0.6)
     means.set(xlabel="difference (reference sds)", title="Mean (median if tails are heavy)")
     ends.set(xlabel="difference (reference sds)", title="Interval ends: 5 % (<) and 95 % (>)")
     _ratio_axis(sds)
+    points = {"linestyle": "", "markersize": 5}
     handles = [
-        mpl.lines.Line2D(
-            [], [], color=colours[n], marker=MARKERS[i % len(MARKERS)], linestyle="", markersize=5, label=n
-        )
+        mpl.lines.Line2D([], [], color=colours[n], marker=MARKERS[i % len(MARKERS)], label=_text(n), **points)
         for i, n in enumerate(names)
     ]
     note = f" (worst {len(shown)} of {len(labels)} quantities)" if len(labels) > len(shown) else ""
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
-    figure.supxlabel(
-        f"Bars: two Monte Carlo standard errors. Shaded: small, tolerable{note}", fontsize=8, color="#444444"
-    )
+    explained = f"Bars: two Monte Carlo standard errors. Shaded: small, tolerable{note}"
+    figure.supxlabel(explained, fontsize=8, color="#444444")
     return figure
 
 
@@ -247,15 +245,14 @@ def _pair(comparison: "Comparison", draws: dict[str, Quantities]) -> Figure:
         x, y = (c[:: max(1, len(c) // NUM_POINTS)] for c in columns[name])
         ax.scatter(x, y, s=5, alpha=0.35, color=colours[name], linewidths=0)
         spread = min(np.ptp(x), np.ptp(y)) > 0
-        ax.set_title(
-            f"{name}: correlation {np.corrcoef(*columns[name])[0, 1]:+.2f}" if spread else f"{name}: no spread"
-        )
+        correlation = f"correlation {np.corrcoef(*columns[name])[0, 1]:+.2f}" if spread else "no spread"
+        ax.set_title(f"{_text(name)}: {correlation}")
     axes[0].set_xlim(_window([columns[n][0] for n in names]))
     axes[0].set_ylim(_window([columns[n][1] for n in names]))
     for ax in axes[len(names) :]:
         ax.set_visible(False)
-    figure.supxlabel(shorten(pair.first, 40), fontsize=9)
-    figure.supylabel(shorten(pair.second, 40), fontsize=9)
+    figure.supxlabel(_text(pair.first, 40), fontsize=9)
+    figure.supylabel(_text(pair.second, 40), fontsize=9)
     return figure
 
 
@@ -276,7 +273,7 @@ def _loss(comparison: "Comparison") -> Figure:
         ax.plot(steps[width - 1 :], smooth - smooth.min(), color=colours[name], linewidth=1.5)
         ax.set_yscale("symlog", linthresh=1.0)
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.set(title=f"{name}: {comparison.fits[name].status.kind}", xlabel="step")
+        ax.set(title=f"{_text(name)}: {comparison.fits[name].status.kind}", xlabel="step")
     figure.supylabel("loss above its lowest (nats)", fontsize=9)
     return figure
 
@@ -289,11 +286,13 @@ def _chains(reference: Quantities) -> dict[str, Figure]:
     reference = reference.select(spread)
     mixing = chain_mixing(reference.draws)
     order = np.lexsort((mixing.ess_bulk, -np.nan_to_num(mixing.rhat, nan=1.0, posinf=1e9).round(2)))[:NUM_CHAIN_PLOTS]
-    worst = {shorten(reference.labels[i], LABEL_WIDTH): reference.draws[:, :, i] for i in order}
-    tree = from_dict({"posterior": worst})
+    worst = {_as_name(reference.labels[i]): reference.draws[:, :, i] for i in order}
+    # Rank bands hold for independent draws and are simulated point by point: a thinned chain is right and quick.
+    thinned = {name: draws[:, :: max(1, draws.shape[1] // NUM_RANKS)] for name, draws in worst.items()}
     size = {"figsize": (8.5, 1.0 + 1.5 * -(-len(worst) // 2)), "figsize_units": "inches"}
     figures = {}
     for name, plot in (("trace", plot_trace), ("ranks", plot_rank)):
+        tree = from_dict({"posterior": worst if name == "trace" else thinned})
         drawn = plot(tree, backend="matplotlib", figure_kwargs=size, col_wrap=2)
         figures[name] = drawn.viz["figure"].item()
         figures[name].set_layout_engine("constrained")
@@ -301,3 +300,13 @@ def _chains(reference: Quantities) -> dict[str, Figure]:
             line.set(linewidth=0.5 if name == "trace" else 1.2, alpha=0.8)
         plt.close(figures[name])
     return figures
+
+
+def _text(label: str, width: int = LABEL_WIDTH) -> str:
+    """Shorten a name from outside and keep matplotlib from reading a formula into it."""
+    return shorten(label, width).replace("$", r"\$")
+
+
+def _as_name(label: str) -> str:
+    """Make a label the name of a variable, in which xarray takes no slash."""
+    return _text(label.replace("/", "\N{DIVISION SLASH}"))

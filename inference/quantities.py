@@ -1,12 +1,14 @@
 """From a fit to labelled scalar quantities: what diagnostics and comparisons look at."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from inference.errors import InputError
 from inference.fit import Fit
+
+MAX_NAMES = 6  # in a message; more do not help to find the mistake
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,7 @@ def quantities(fit: Fit) -> Quantities:
     kept = {name: np.asarray(v) for name, v in draws.items() if np.issubdtype(np.asarray(v).dtype, np.floating)}
     kept = {name: v for name, v in kept.items() if v.size}
     if not kept:
-        raise InputError(
-            f"fit: no continuous quantity among its sites ({', '.join(draws) or 'none'}); nothing to judge."
-        )
+        raise InputError(f"fit: expected a continuous quantity among its sites, got {', '.join(draws) or 'no site'}.")
     columns = [np.asarray(v, dtype=np.float64).reshape(*v.shape[:2], -1) for v in kept.values()]
     return Quantities(
         labels=tuple(label for name, v in kept.items() for label in flat_labels(name, v.shape[2:])),
@@ -93,8 +93,9 @@ def common_quantities(fits: Mapping[str, Fit], *, reference: str) -> dict[str, Q
     found = {name: quantities(fit) for name, fit in fits.items()}
     wanted = found[reference].labels
     for name, other in found.items():
-        missing = _sites(set(wanted) - set(other.labels))
-        extra = _sites(set(other.labels) - set(wanted))
+        ours, theirs = set(other.labels), set(wanted)
+        missing = name_list(label for label in wanted if label not in ours)
+        extra = name_list(label for label in other.labels if label not in theirs)
         if missing or extra:
             parts = [f"lacks {missing}" if missing else "", f"has {extra} besides" if extra else ""]
             raise InputError(
@@ -106,7 +107,8 @@ def common_quantities(fits: Mapping[str, Fit], *, reference: str) -> dict[str, Q
     return found
 
 
-def _sites(labels: set[str]) -> str:
-    names = sorted(labels)
-    shown = ", ".join(f"'{n}'" for n in names[:6])
-    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
+def name_list(names: Iterable[str]) -> str:
+    """Write names out, the first few of many."""
+    names = [f"'{name}'" for name in names]
+    shown = ", ".join(names[:MAX_NAMES])
+    return f"{shown} and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else shown

@@ -111,13 +111,13 @@ def _card(name: str, verdict: Verdict) -> str:
 def _how_to_read(comparison: "Comparison") -> str:
     return (
         "<details class='panel'><summary>How to read this page</summary>"
-        f"<p>The reference, <b>{escape(comparison.reference)}</b>, was judged first, by its own diagnostics. Every other fit "
-        "is measured against it, one quantity at a time. Lengths are in posterior standard deviations of the reference, "
-        "so +0.5 means: half a posterior sd too high. Numbers after ± are one Monte Carlo standard error.</p>"
+        f"<p>The reference, <b>{escape(comparison.reference)}</b>, was judged first, by its own diagnostics. Every "
+        "other fit is measured against it, one quantity at a time. Lengths are in posterior standard deviations of the "
+        "reference, so +0.5 means half a posterior sd too high. Numbers after ± are one Monte Carlo standard error.</p>"
         f"<p>An error is called <b>bad</b> when it exceeds {limits.MEAN_GOOD} sd for a mean, 10 % for an sd or "
-        f"{limits.QUANTILE_GOOD} sd for a quantile by more than Monte Carlo error explains, and counts as excluded when it "
-        f"is below {limits.MEAN_TOLERANCE} sd, 25 % and {limits.QUANTILE_TOLERANCE} sd, Monte Carlo error included. In "
-        "between it is <b>unclear</b>: more draws would tell.</p>"
+        f"{limits.QUANTILE_GOOD} sd for a quantile by more than Monte Carlo error explains, and is excluded when "
+        f"it is below {limits.MEAN_TOLERANCE} sd, 25 % and {limits.QUANTILE_TOLERANCE} sd, Monte Carlo error included. "
+        "In between it is <b>unclear</b>: more draws would tell.</p>"
         "<p>Quantities with very heavy tails have no sd worth comparing and are judged by their quantiles, in units of "
         "the reference's 90 % interval divided by 3.29.</p></details>"
     )
@@ -127,12 +127,12 @@ def _how_to_read(comparison: "Comparison") -> str:
 
 
 def _table(comparison: "Comparison", name: str) -> str:
-    table = comparison.table[comparison.table["candidate"] == name].sort_values("severity", ascending=False)
+    table = comparison.rows(name)
     if table.empty:
         return ""
     weighted = table["weighted_mean_difference"].notna().any()
     groups = ["mean error", "sd ratio", "5 %", "median", "95 %", "distance"]
-    headings = ["quantity", *groups, *(["re-weighted mean", "re-weighted sd"] if weighted else [])]
+    headings = ["quantity", *groups, *(["weighted mean", "weighted sd"] if weighted else [])]
     rows, tones = [], []
     for row in table.head(MAX_ROWS).to_dict(orient="records"):
         cells = [
@@ -148,7 +148,8 @@ def _table(comparison: "Comparison", name: str) -> str:
         tones.append([row["judgement"], *_tones(row)])
     rest = len(table) - len(rows)
     more = f"<p class='quiet'>{rest} quantities with smaller errors are not shown.</p>" if rest > 0 else ""
-    return f"<section><h2>{escape(name)}, quantity by quantity</h2>{_grid(headings, rows, tones)}{more}{_facts(comparison, name)}</section>"
+    heading = f"<h2>{escape(name)}, quantity by quantity</h2>"
+    return f"<section>{heading}{_grid(headings, rows, tones)}{more}{_facts(comparison, name)}</section>"
 
 
 def _tones(row: Mapping[str, Any]) -> list[str]:

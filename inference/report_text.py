@@ -53,7 +53,7 @@ def comparison_text(comparison: "Comparison") -> str:
 
 
 def _candidate_table(comparison: "Comparison", name: str) -> list[str]:
-    table = comparison.table[comparison.table["candidate"] == name].sort_values("severity", ascending=False)
+    table = comparison.rows(name)
     if table.empty:
         return ["No numbers: see the verdict."]
     weighted = table["weighted_mean_difference"].notna().any() or table["weighted_sd_ratio"].notna().any()

@@ -1,9 +1,10 @@
-"""From diagnostics to plain words: may this fit be believed, without another one to compare with?"""
+"""From diagnostics to plain words: whether a fit may be believed, without another one to compare with."""
 
 from collections.abc import Callable
 from typing import Any
 
 from inference.chain_verdict import judge_chains
+from inference.errors import InputError
 from inference.fit import Fit
 from inference.quantities import quantities
 from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
@@ -56,4 +57,6 @@ def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
 def _search_modes(fit: Fit) -> Any:
     from inference.modes import search_modes  # only where it is needed: it prepares the model's density
 
+    if "unconstrained" not in fit.state:
+        raise InputError("the model has no flat log density to search.")
     return search_modes(fit)

@@ -12,6 +12,7 @@ import numpy as np
 
 from inference import limits
 from inference.diagnostics import (
+    LARGEST_LOG_RANGE,
     Shift,
     Weights,
     functional_khat,
@@ -63,7 +64,7 @@ def judge_weights(fit: Fit, found: Quantities, *, search: Callable[[Fit], Any]) 
     if "log_weight" not in fit.stats or not found.labels:
         return _verdict(
             VerdictKind.CANNOT_TELL,
-            "This guide has no density to weigh its draws by (a point estimate has no spread), so k-hat is not defined.",
+            "This guide has no density to weigh its draws by (a point estimate has none), so k-hat is not defined.",
             "Use a guide with a density, such as SVI(guide='normal') or AutoVI(), or compare with NUTS.",
         )
     log_weight = np.asarray(fit.stats["log_weight"], dtype=np.float64).ravel()
@@ -95,6 +96,8 @@ def _bad_weights(log_weight: np.ndarray) -> str:
     nan = int(np.isnan(log_weight).sum() + np.isposinf(log_weight).sum())
     if nan:
         return f"{nan} of {log_weight.size} log importance weights are NaN or infinite."
+    if np.ptp(log_weight) > LARGEST_LOG_RANGE:
+        return "A few draws carry all of the importance weight, and k-hat cannot be estimated from so few."
     return f"The {log_weight.size} importance weights have no tail to fit, so k-hat cannot be estimated."
 
 
@@ -153,7 +156,7 @@ def _worst(found: Quantities, evidence: Evidence) -> tuple[QuantityErrors, ...]:
 
 
 def _from_weights(evidence: Evidence, found: Quantities) -> tuple[VerdictKind, str, str]:
-    """The verdict if the fit is settled and has no other modes: kind, reason, next step."""
+    """Return kind, reason and next step for a fit that is settled and misses no mode."""
     khat, num_draws, ess = evidence.weights.khat, evidence.weights.weights.size, evidence.weights.ess
     numbers = f"k-hat is {khat:.2f} and the importance sample is worth {ess:.0f} of {num_draws} draws"
     if num_draws < limits.MIN_DRAWS:
@@ -172,14 +175,18 @@ def _from_weights(evidence: Evidence, found: Quantities) -> tuple[VerdictKind, s
     if khat < limits.KHAT_TRUST and raw_is_right:
         return VerdictKind.TRUST, f"The fit is settled, {numbers}, and {shift}.", "Use the draws as they are."
     if khat < limits.KHAT_REWEIGHTED and ess >= limits.IS_ESS:
-        reason = f"The raw moments are not right as they stand, but {numbers}, and {shift}."
+        reason = f"The fit is settled and its weights are reliable ({numbers}), but raw draws are off: {shift}."
         return VerdictKind.TRUST_REWEIGHTED, reason, "Use weighted moments, or resample the draws by their weights."
     if khat < evidence.limit and evidence.mean_high.max() <= limits.MEANS_ONLY_TOLERANCE:
         bad_sds = evidence.log_sd_low.max() > limits.LOG_SD_GOOD
         if bad_sds:
-            ratio = np.exp(evidence.shift.log_sd[int(evidence.log_sd_low.argmax())])
+            at = int(evidence.log_sd_low.argmax())
+            ratio = np.exp(evidence.shift.log_sd[at])
             word = "understated" if ratio < 1 else "overstated"
-            reason = f"Means are within {limits.MEANS_ONLY_TOLERANCE} sd, but sds are {word} by {abs(1 - ratio):.0%} or more; {numbers}."
+            reason = (
+                f"Means are within {limits.MEANS_ONLY_TOLERANCE} sd, but sds are {word}, {found.labels[at]} by "
+                f"{abs(1 - ratio):.0%}; {numbers}."
+            )
             return VerdictKind.MEANS_ONLY, reason, f"Use a richer guide, or NUTS. {COMPARE}"
     return _without_good_weights(evidence, found, numbers)
 
@@ -189,7 +196,8 @@ def _without_good_weights(evidence: Evidence, found: Quantities, numbers: str) -
     at = int(evidence.mean_low.argmax())
     seen = evidence.weights.ess >= limits.IS_ESS_EVIDENCE
     if seen and evidence.mean_low[at] > limits.MEANS_ONLY_TOLERANCE:
-        reason = f"Importance weights move the mean of {found.labels[at]} by {abs(evidence.shift.mean[at]):.2f} sd; {numbers}."
+        size = abs(evidence.shift.mean[at])
+        reason = f"Importance weights move the mean of {found.labels[at]} by {size:.2f} sd; {numbers}."
         return VerdictKind.DO_NOT_TRUST, reason, "Use a richer guide, or NUTS."
     at = int(evidence.log_sd_low.argmax())
     if seen and evidence.log_sd_low[at] > limits.LOG_SD_TOLERANCE:
