@@ -1,3 +1,32 @@
 """Posteriors of Pyro models by variational inference and by NUTS, and a verdict on whether to trust them."""
 
 __version__ = "0.1.0"
+
+from inference.autovi import AutoVI
+from inference.compare import Comparison, compare
+from inference.errors import InputError
+from inference.fit import Engine, Fit, Problem, Run, Status, fit
+from inference.isolation import isolated
+from inference.nuts import NUTS
+from inference.storage import load_fit
+from inference.svi import SVI
+from inference.verdict import Verdict, check
+
+__all__ = [
+    "NUTS",
+    "SVI",
+    "AutoVI",
+    "Comparison",
+    "Engine",
+    "Fit",
+    "InputError",
+    "Problem",
+    "Run",
+    "Status",
+    "Verdict",
+    "check",
+    "compare",
+    "fit",
+    "isolated",
+    "load_fit",
+]

@@ -208,7 +208,9 @@ def _status(fitted: Fitted, gap: float, starts: _Starts) -> Status:
             "optima; raise num_starts and look for several modes.",
         )
     if not fitted.settled:
-        return Status("budget_spent", "L-BFGS did not reach a stationary point; the posterior may have no Gaussian fit.")
+        return Status(
+            "budget_spent", "L-BFGS did not reach a stationary point; the posterior may have no Gaussian fit."
+        )
     if gap > 10 * GAP:
         return Status(
             "budget_spent",

@@ -49,14 +49,18 @@ def complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> Draws:
         ``name -> (n, *shape)``: latents in the order of the model, then deterministic, then discrete sites; sites in
         subsampled plates are left out.
     """
-    whole = {n: s for n, s in {**sites.deterministic, **sites.discrete}.items() if not set(s.plates) & set(sites.subsampled)}
+    whole = {
+        n: s for n, s in {**sites.deterministic, **sites.discrete}.items() if not set(s.plates) & set(sites.subsampled)
+    }
     drawn_here = [name for name in sites.discrete if name in whole and name not in draws]
     names = [*[name for name in sites.deterministic if name in whole], *drawn_here]
     result = {name: np.asarray(draws[name]) for name in [*sites.latent, *sites.discrete] if name in draws}
     result |= {name: np.asarray(value) for name, value in draws.items() if name in sites.unenumerable}
     if names:
         extra = map_draws(
-            lambda values: _run(sites, values, names, discrete=bool(drawn_here)), _tensors(draws), random=bool(drawn_here)
+            lambda values: _run(sites, values, names, discrete=bool(drawn_here)),
+            _tensors(draws),
+            random=bool(drawn_here),
         )
         result |= {name: extra[name] for name in names}
     return result

@@ -194,7 +194,9 @@ class Density:
             self._verify(single, many)
         except Exception as error:  # recording can fail in as many ways as models can be written
             first_line = (str(error).strip().splitlines() or [""])[0]
-            self.reason = f"the model could not be recorded, so eager Pyro runs it ({type(error).__name__}: {first_line})"
+            self.reason = (
+                f"the model could not be recorded, so eager Pyro runs it ({type(error).__name__}: {first_line})"
+            )
             logger.info(self.reason)
         else:
             self._single, self._many, self._values = single, many, values
@@ -224,7 +226,9 @@ class Density:
             trace.compute_log_prob()
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not torch.isfinite(node["log_prob"]).all():
-                value = node["value"].flatten()[:3].tolist() if isinstance(node["value"], torch.Tensor) else node["value"]
+                value = (
+                    node["value"].flatten()[:3].tolist() if isinstance(node["value"], torch.Tensor) else node["value"]
+                )
                 return (
                     f"site '{name}': no finite starting point in {START_ATTEMPTS} tries; its log probability is "
                     f"{node['log_prob'].sum().item()} at value {value}. Check its parameters and the scale of the data."

@@ -45,4 +45,3 @@ def make_elbo(elbo: str | ELBO | None, sites: Sites, *, num_particles: int, disc
             "elbo='trace_enum' (the default here), or a guide that samples it."
         )
     return made
-

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -128,8 +129,8 @@ class Fit:
     notes
         Remarks of the engine, such as why it ran on eager Pyro.
     state
-        Private to the engine; always ``num_gradients`` and ``backend``, and ``unconstrained`` (chain, draw, D) where
-        the model has a flat density.
+        Private to the engine; always ``num_gradients``, ``backend`` and ``dims``, and ``unconstrained`` (chain, draw, D)
+        where the model has a flat density.
     """
 
     draws: dict[str, np.ndarray] = field(repr=False)
@@ -159,13 +160,21 @@ class Fit:
         """Gradient evaluations of the log density, warm-up included."""
         return int(self.state["num_gradients"])
 
-    def sites(self) -> Sites:
-        """Read the model again, at the data of this fit. To be called inside `inference.isolation.isolated`."""
-        return read_sites(model_function(self.model), self.data)
+    @contextmanager
+    def restored(self) -> Iterator[Sites]:
+        """Isolate, put the fitted parameters back, and give the model as read at the data of this fit.
 
-    def density(self) -> Density:
-        """Build the flat log density again. To be called inside `inference.isolation.isolated`."""
-        return Density(self.sites())
+        Raises
+        ------
+        InputError
+            The fit was loaded from a file without its model.
+        """
+        if self.model is None:
+            raise InputError("fit: loaded without its model, which this needs; use load_fit(path, model=...).")
+        function = self.state.get("function") or model_function(self.model)
+        with isolated(self.seed, dtype=self.state["dtype"]):
+            pyro.get_param_store().set_state(self.state["params"])
+            yield read_sites(function, self.data)
 
     def to_datatree(self, **options: Any) -> xr.DataTree:
         """Hand the fit to ArviZ; see `inference.datatree.to_datatree` for the options."""
@@ -180,9 +189,7 @@ class Fit:
         return save_fit(self, path)
 
 
-def fit(
-    model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, progress: bool | None = None
-) -> Fit:
+def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, progress: bool | None = None) -> Fit:
     """Fit a model to data.
 
     Parameters
@@ -232,7 +239,8 @@ def fit(
         completion = time.perf_counter() - begin
         params = pyro.get_param_store().get_state()
     seconds = {**run.seconds, "setup": setup + run.seconds.get("setup", 0.0), "other_sites": completion}
-    state = {**run.state, "dtype": dtype, "params": params}
+    dims = {name: site.dims for group in sites.groups() for name, site in group.items()}
+    state = {**run.state, "dtype": dtype, "params": params, "dims": dims}
     return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, run.notes, state)
 
 

@@ -219,8 +219,6 @@ def elbo(log_density: Callable[[np.ndarray], np.ndarray], q: Gaussian, z: np.nda
     return float(weights.mean()), float(weights.std(ddof=1) / np.sqrt(len(weights)))
 
 
-
-
 def gaussian_draws(
     density: Density, q: Gaussian, z: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:

@@ -30,6 +30,7 @@ def record(function: Callable[..., Any], *example: Any) -> GraphModule:
     Random operations are kept, never folded. Control flow on a tensor's value makes recording fail (any exception of
     torch): the caller falls back to the function itself.
     """
+
     def plain(*arguments: Any) -> Any:
         return function(*arguments)
 

@@ -100,7 +100,9 @@ def check_guide(guide: Callable, sites: Sites) -> poutine.Trace:
         with torch.no_grad():
             trace = poutine.trace(guide).get_trace(**sites.data)
     except Exception as error:
-        raise InputError(f"guide: fails on the data ({type(error).__name__}: {' '.join(str(error).split())}).") from error
+        raise InputError(
+            f"guide: fails on the data ({type(error).__name__}: {' '.join(str(error).split())})."
+        ) from error
     sampled = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
     known = {**sites.latent, **sites.discrete, **sites.unenumerable}
     missing = [name for name in [*sites.latent, *sites.unenumerable] if name not in sampled]
@@ -140,9 +142,7 @@ def draw_guide(guide: Callable, sites: Sites, num: int) -> tuple[dict[str, np.nd
     """
     trace = check_guide(guide, sites)
     known = {**sites.latent, **sites.discrete, **sites.unenumerable}
-    names = [
-        name for name in trace.nodes if name in known and not set(known[name].plates) & set(sites.subsampled)
-    ]
+    names = [name for name in trace.nodes if name in known and not set(known[name].plates) & set(sites.subsampled)]
     order = [node for node in trace.nodes.values() if node["type"] == "sample" and not node["is_observed"]]
     discrete_first = [is_discrete(node["fn"]) for node in order if node["name"] not in sites.plate_sizes]
     has_density = discrete_first == sorted(discrete_first)

@@ -8,7 +8,6 @@ from inference.autovi import climb_to_mode
 from inference.density import Density
 from inference.fit import Fit
 from inference.gaussian import laplace
-from inference.isolation import isolated
 
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
 # than a nat is a ripple that no sampler or optimiser notices.
@@ -56,8 +55,8 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
     seed
         Seed of the starts.
     """
-    with isolated(seed, dtype=fit.state["dtype"]):
-        density = fit.density()
+    with fit.restored() as sites:
+        density = Density(sites, hold_params=True)
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
         home = climb_to_mode(density, draws.mean(axis=0))
         log_mass = _log_mass(density, home)

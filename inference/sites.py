@@ -68,6 +68,10 @@ class Sites:
         """The model with every discrete site that can be enumerated marked for it."""
         return poutine.infer_config(self.function, config_fn=_mark_enumerable)
 
+    def groups(self) -> tuple[dict[str, Site], ...]:
+        """Sites whose values a fit holds, in the order in which it holds them, then the observed ones."""
+        return self.latent, self.unenumerable, self.deterministic, self.discrete, self.observed
+
     def require_density(self, *, hold_params: bool = False) -> None:
         """Refuse a model that has no flat log density over continuous sites.
 
@@ -288,7 +292,9 @@ def _same_support(one: Any, other: Any) -> bool:
     """Whether two supports have equal bounds."""
     pairs = [(v, vars(other).get(k)) for k, v in vars(one).items()] if hasattr(one, "__dict__") else []
     return all(
-        torch.equal(torch.as_tensor(v), torch.as_tensor(w)) for v, w in pairs if isinstance(v, torch.Tensor | float | int)
+        torch.equal(torch.as_tensor(v), torch.as_tensor(w))
+        for v, w in pairs
+        if isinstance(v, torch.Tensor | float | int)
     )
 
 

@@ -133,6 +133,7 @@ class SVI:
                 "num_gradients": len(loop.losses) * self.num_particles,
                 "backend": f"{type(loss).__name__}, eager Pyro",
                 "guide": guide,
+                "function": function,
             },
         )
 

@@ -49,7 +49,9 @@ def _check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
     parameters = inspect.signature(target).parameters.values()
     for p in parameters:
         if p.kind is p.POSITIONAL_ONLY:
-            raise InputError(f"model: argument '{p.name}' is positional-only; data arrive by keyword, so remove the '/'.")
+            raise InputError(
+                f"model: argument '{p.name}' is positional-only; data arrive by keyword, so remove the '/'."
+            )
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes = [p.name for p in named]
     listing = ", ".join(takes) or "no arguments"
