@@ -16,12 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import xarray as xr
 from arviz_stats import summary
 
 from inference.compare import compare
 from inference.engine_names import KNOWN, parse_engines, reference_of
 from inference.errors import InputError
 from inference.fit import Engine, Fit
+from inference.model_source import find_model
 from inference.output_files import make_folder, write_comparison, write_draws, write_fit
 from inference.request import Request, read_request
 from inference.storage import load_fit
@@ -73,7 +75,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     comparison = compare(fits, reference=reference)
     paths = []
     if arguments.out:
-        paths = write_draws(fits, arguments.out, coords=request.coords(fits[reference]))
+        paths = [write_draws(name, _tree(fit, request), arguments.out) for name, fit in fits.items()]
         paths += write_comparison(comparison, arguments.out)
     if arguments.json:
         _print_json({"model": arguments.model, "seed": arguments.seed, **comparison.to_dict(), "files": _texts(paths)})
@@ -87,10 +89,10 @@ def _fit(arguments: argparse.Namespace) -> int:
     name, engine = _one_engine(arguments)
     request = _read(arguments)
     fit = _run(request, engine, arguments)
-    coords = request.coords(fit)
+    tree = _tree(fit, request)
     # R-hat and effective sizes are for chains; independent draws have none.
-    table = summary(fit.to_datatree(coords=coords), kind="all" if fit.engine.method == "mcmc" else "stats")
-    paths = write_fit(name, fit, arguments.out, coords=coords) if arguments.out else []
+    table = summary(tree, kind="all" if fit.engine.method == "mcmc" else "stats")
+    paths = [write_fit(name, fit, arguments.out), write_draws(name, tree, arguments.out)] if arguments.out else []
     if arguments.json:
         rows = json.loads(table.to_json(orient="index"))
         _print_json({"model": arguments.model, **_facts(fit), "summary": rows, "files": _texts(paths)})
@@ -102,11 +104,10 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    saved = Path(arguments.model)
-    if saved.is_file() and saved.suffix != ".py":
+    if arguments.fit:
         if arguments.data or arguments.set:
-            raise InputError(f"{saved}: a saved fit has its data; leave out --data and --set")
-        fit = load_fit(saved)
+            raise InputError("--fit: a saved fit has its data; leave out --data and --set")
+        fit = load_fit(arguments.fit, find_model(arguments.model, known=_known_models()).model)
     else:
         _, engine = _one_engine(arguments)
         fit = _run(_read(arguments), engine, arguments)
@@ -135,6 +136,11 @@ def _run(request: Request, engine: Engine, arguments: argparse.Namespace) -> Fit
     if fit.status.kind == "interrupted":
         raise KeyboardInterrupt
     return fit
+
+
+def _tree(fit: Fit, request: Request) -> xr.DataTree:
+    coords = request.coords(fit.to_datatree()) if request.labels else None
+    return fit.to_datatree(coords=coords)
 
 
 def _one_engine(arguments: argparse.Namespace) -> tuple[str, Engine]:
@@ -251,16 +257,15 @@ def _parser() -> _Parser:
     fit.set_defaults(command=_fit)
 
     check = commands.add_parser("check", help="fit with one engine and judge it without MCMC")
-    _add_common(check, model_help="as for compare, or a fit saved by `ppl fit --out`")
+    _add_common(check)
+    check.add_argument("--fit", type=Path, metavar="FILE", help="judge this fit, which `ppl fit --out` saved")
     check.add_argument("--engine", default="auto", help=f"default auto; known: {KNOWN}")
     check.set_defaults(command=_check)
     return parser
 
 
-def _add_common(
-    parser: argparse.ArgumentParser, *, model_help: str = "a name from `ppl models`, or path/to/file.py:function"
-) -> None:
-    parser.add_argument("model", metavar="MODEL", help=model_help)
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a name from `ppl models`, or path/to/file.py:function")
     parser.add_argument("--data", type=Path, metavar="FILE", help=".json, .npz or .csv; default: the model's own data")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a number for the model, repeatable"

@@ -31,14 +31,11 @@ class ModelSource:
         What `inference.fit` takes: a Pyro function or a `ppl_models.Model`.
     default_data
         Gives data for a run without ``--data``, if the author wrote any.
-    coords
-        ``coords(data)`` gives the labels of each plate for the default data.
     """
 
     label: str
     model: Any
     default_data: Callable[[], Mapping[str, Any]] | None = None
-    coords: Callable[[Mapping[str, Any]], Mapping[str, list]] | None = None
 
     def takes(self) -> dict[str, bool]:
         """Give the model's arguments: name -> whether it must be given. ``**kwargs`` appears as ``**``."""
@@ -98,7 +95,7 @@ def find_model(spec: str, *, known: Mapping[str, Any]) -> ModelSource:
             f"model '{spec}': not known.{near} Known are {', '.join(known)}, or give path/to/file.py:function"
         )
     model = known[spec]
-    return ModelSource(spec, model, default_data=model.data, coords=model.coords)
+    return ModelSource(spec, model, default_data=model.data)
 
 
 def _from_file(spec: str, path: Path, name: str) -> ModelSource:
@@ -117,9 +114,7 @@ def _from_file(spec: str, path: Path, name: str) -> ModelSource:
     if isinstance(value, type) or not (callable(value) or callable(getattr(value, "model", None))):
         raise InputError(f"model '{spec}': expected a Pyro function, got {name} = {value!r}")
     data = getattr(value, "data", None) or getattr(module, f"{name}_data", None) or getattr(module, "data", None)
-    return ModelSource(
-        spec, value, default_data=data if callable(data) else None, coords=getattr(value, "coords", None)
-    )
+    return ModelSource(spec, value, default_data=data if callable(data) else None)
 
 
 def _run_file(path: Path) -> ModuleType:

@@ -1,9 +1,9 @@
 """What a command leaves in its output folder: draws as NetCDF, figures as PNG, the report, the fit itself."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import xarray as xr
 
 from inference.compare import Comparison
 from inference.errors import InputError
@@ -22,21 +22,16 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_draws(fits: Mapping[str, Fit], folder: Path, *, coords: Mapping[str, list]) -> list[Path]:
-    """Write one NetCDF file for each fit, named after its engine."""
-    paths = []
-    for name, fit in fits.items():
-        path = folder / f"{_file_name(name)}.nc"
-        fit.to_datatree(coords=coords).to_netcdf(path, engine="h5netcdf")
-        paths.append(path)
-    return paths
+def write_draws(name: str, tree: xr.DataTree, folder: Path) -> Path:
+    """Write the draws of one engine as NetCDF, for ``xarray.open_datatree``."""
+    path = folder / f"{_file_name(name)}.nc"
+    tree.to_netcdf(path, engine="h5netcdf")
+    return path
 
 
-def write_fit(name: str, fit: Fit, folder: Path, *, coords: Mapping[str, list]) -> list[Path]:
-    """Write a fit twice: whole, for `load_fit` and ``ppl check``, and its draws for ArviZ."""
-    path = folder / f"{_file_name(name)}.fit"
-    fit.save(path)
-    return [path, *write_draws({name: fit}, folder, coords=coords)]
+def write_fit(name: str, fit: Fit, folder: Path) -> Path:
+    """Write a whole fit, for `inference.load_fit` and ``ppl check --fit``."""
+    return fit.save(folder / f"{_file_name(name)}.fit")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:

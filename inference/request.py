@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from inference.data_files import FileData, parse_setting, read_data
 from inference.errors import InputError
 from inference.fit import Engine, Fit, fit
-from inference.isolation import isolated
 from inference.model_source import ModelSource, find_model
 
 
@@ -24,8 +25,6 @@ class Request:
         Keyword arguments for it.
     labels
         Variable -> the text of its codes, from a data file.
-    uses_default_data
-        Whether the data are those that stand beside the model.
     remarks
         What the user should know about how the data were read.
     """
@@ -33,7 +32,6 @@ class Request:
     source: ModelSource
     data: dict[str, Any]
     labels: dict[str, list[str]] = field(default_factory=dict)
-    uses_default_data: bool = False
     remarks: tuple[str, ...] = ()
 
     def fit(self, engine: Engine, *, seed: int, progress: bool | None) -> Fit:
@@ -41,15 +39,12 @@ class Request:
         with self.source.blamed():
             return fit(self.source.model, self.data, engine, seed=seed, progress=progress)
 
-    def coords(self, fitted: Fit) -> dict[str, list]:
-        """Labels of the plates: the author's for the default data, else those of text columns named as a plate."""
-        if self.uses_default_data and self.source.coords is not None:
-            return dict(self.source.coords(fitted.data))
-        if not self.labels:
-            return {}
-        with isolated(fitted.seed):
-            plates = fitted.sites().plate_sizes
-        return {name: labels for name, labels in self.labels.items() if plates.get(name) == len(labels)}
+    def coords(self, tree: xr.DataTree) -> dict[str, list]:
+        """Give the labels of text columns to the dims named after them; a `Model` brings its own."""
+        sizes = tree["posterior"].sizes
+        # A plate with the name of a data variable gives the dim <name>_plate.
+        dims = {dim: labels for name, labels in self.labels.items() for dim in (name, f"{name}_plate")}
+        return {dim: labels for dim, labels in dims.items() if sizes.get(dim) == len(labels)}
 
 
 def read_request(model: str, data: Path | None, settings: Sequence[str], *, known: Mapping[str, Any]) -> Request:
@@ -63,10 +58,9 @@ def read_request(model: str, data: Path | None, settings: Sequence[str], *, know
     source = find_model(model, known=known)
     given = dict(parse_setting(text) for text in settings)
     takes = source.takes()
-    uses_default = data is None and source.default_data is not None
     if data is not None:
         content = read_data(data, takes=takes, given=given)
-    elif uses_default:
+    elif source.default_data is not None:
         with source.blamed():
             content = FileData(dict(source.default_data()))
     else:
@@ -74,4 +68,4 @@ def read_request(model: str, data: Path | None, settings: Sequence[str], *, know
         if missing:
             raise InputError(f"--data is needed: the model takes {', '.join(takes)}; {', '.join(missing)} is missing")
         content = FileData({})
-    return Request(source, content.values | given, content.labels, uses_default, content.remarks)
+    return Request(source, content.values | given, content.labels, content.remarks)
