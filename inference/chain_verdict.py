@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from inference import limits
-from inference.diagnostics import Mixing, chain_mixing, energy_bfmi, has_spread
+from inference.diagnostics import Mixing, energy_bfmi, has_spread
 from inference.fit import Fit
 from inference.quantities import Quantities
 from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
@@ -33,7 +33,7 @@ def judge_chains(fit: Fit, found: Quantities) -> Verdict:
             next_step="Check the model's starting point and scale, and run a longer warm-up.",
         )
     found = found.select(moving)
-    mixing = chain_mixing(found.draws)
+    mixing = found.mixing
     checks = _numbers(fit, mixing)
     complaints = [*_about_run(fit, found), *_about_mixing(found, mixing), *_about_trajectories(fit, checks)]
     complaints.sort(key=lambda c: -c.severity)

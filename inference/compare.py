@@ -12,7 +12,6 @@ from inference.agreement import Errors, errors_between, judge_agreement
 from inference.diagnostics import (
     Moments,
     Weights,
-    chain_mixing,
     correlations,
     has_spread,
     moments,
@@ -25,7 +24,7 @@ from inference.errors import InputError
 from inference.fit import Fit
 from inference.limits import CORRELATION_REMARK
 from inference.quantities import Quantities, common_quantities, name_list
-from inference.verdict import check
+from inference.verdict import check_quantities
 from inference.verdict_kinds import Verdict, VerdictKind, finite
 
 # Correlations of more quantities than this would take a matrix of over 100 MB.
@@ -141,15 +140,17 @@ def compare(fits: Mapping[str, Fit], *, reference: str = "nuts") -> Comparison:
         raise InputError(f"fits: only the reference '{reference}' was given; add at least one fit to compare with it.")
     _require_same_data(fits, reference)
     found = common_quantities(fits, reference=reference)
-    reference_verdict = check(fits[reference])
     found, remarks = _drop_constants(found, reference)
+    reference_verdict = check_quantities(fits[reference], found[reference])
     base = _Reference(fits[reference], found[reference]) if not found[reference].not_finite() else None
     rows, verdicts, pairs = [], {}, {}
     for name, fit in fits.items():
         if name == reference:
             continue
         if base is None or found[name].not_finite():
-            verdicts[name] = _unusable(reference_verdict, reference) if base is None else check(fit)
+            verdicts[name] = (
+                _unusable(reference_verdict, reference) if base is None else check_quantities(fit, found[name])
+            )
             continue
         rows.append(_judge(name, fit, found[name], base, reference_verdict, verdicts, pairs))
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["candidate", "quantity"])
@@ -186,7 +187,7 @@ def _judge(
     pair = _correlation_difference(fit, found, base)
     if pair:
         pairs[name] = pair
-    verdicts[name] = _final(fit, verdict, reference_verdict, pair)
+    verdicts[name] = _final(fit, found, verdict, reference_verdict, pair)
     return _rows(name, base, estimates, errors, wasserstein(found.draws, base.draws) / errors.scale, weighted_errors)
 
 
@@ -201,7 +202,9 @@ def _weighted(fit: Fit, found: Quantities, base: _Reference) -> tuple[Weights | 
     return weights, weighted, errors_between(weighted, base.moments, tail_index=base.tail_index)
 
 
-def _final(fit: Fit, verdict: Verdict, reference_verdict: Verdict, pair: CorrelationDifference | None) -> Verdict:
+def _final(
+    fit: Fit, found: Quantities, verdict: Verdict, reference_verdict: Verdict, pair: CorrelationDifference | None
+) -> Verdict:
     """Put the verdict on agreement under what is known of the reference and of the candidate itself."""
     remarks = []
     if pair and abs(pair.candidate - pair.reference) - 2 * pair.se > CORRELATION_REMARK:
@@ -216,7 +219,7 @@ def _final(fit: Fit, verdict: Verdict, reference_verdict: Verdict, pair: Correla
         next_step = f"Mend the reference first: {reference_verdict.next_step}"
         return Verdict(VerdictKind.CANNOT_TELL, reason, verdict.worst, next_step, verdict.checks, tuple(remarks))
     if fit.engine.method == "mcmc":
-        own = check(fit)
+        own = check_quantities(fit, found)
         if own.kind is not VerdictKind.TRUST:
             return Verdict(own.kind, own.reason, verdict.worst, own.next_step, verdict.checks | own.checks, own.remarks)
     return Verdict(
@@ -276,7 +279,7 @@ def _correlation_difference(fit: Fit, found: Quantities, base: _Reference) -> Co
 def _effective_draws(fit: Fit, found: Quantities) -> np.ndarray:
     if fit.engine.method != "mcmc":
         return np.full(len(found.labels), float(np.prod(found.draws.shape[:2])))
-    return np.maximum(np.nan_to_num(chain_mixing(found.draws).ess_bulk, nan=1.0), 1.0)
+    return np.maximum(np.nan_to_num(found.mixing.ess_bulk, nan=1.0), 1.0)
 
 
 def _costs(fits: dict[str, Fit], found: dict[str, Quantities], reference: str) -> pd.DataFrame:

@@ -65,11 +65,26 @@ def _batchable(graph: GraphModule) -> GraphModule:
         draw = _BATCHABLE_DRAWS.get(getattr(node.target, "overloadpacket", None))
         if draw is not None:
             node.target, node.kwargs = draw, {}
+        elif _is_mutable(node) and _is_unshared(node.args[0]):
+            name = node.target.overloadpacket.__name__.removesuffix("_")
+            node.target = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
     return graph
 
 
+def _is_mutable(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_unshared(node: Node) -> bool:
+    """Whether a tensor is new and used once, so that changing it in place cannot be seen elsewhere."""
+    fresh = isinstance(node.target, torch._ops.OpOverload) and not any(
+        r.alias_info is not None for r in node.target._schema.returns
+    )
+    return fresh and len(node.users) == 1
+
+
 def _mutates(graph: GraphModule) -> bool:
-    return any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in graph.graph.nodes)
+    return any(_is_mutable(node) for node in graph.graph.nodes)
 
 
 def fold(graph: GraphModule) -> None:

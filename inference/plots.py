@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from inference import limits
-from inference.diagnostics import chain_mixing
 from inference.quantities import Quantities, quantities
 from inference.text_table import shorten
 
@@ -66,7 +65,7 @@ def comparison_figures(comparison: "Comparison") -> dict[str, Figure]:
         if any(_has_loss(comparison, name) for name in comparison.fits):
             figures["loss"] = _loss(comparison)
         if comparison.fits[comparison.reference].engine.method == "mcmc" and comparison.reference in draws:
-            figures |= _chains(draws[comparison.reference])
+            figures |= _chains(comparison, draws[comparison.reference])
     return figures
 
 
@@ -278,15 +277,12 @@ def _loss(comparison: "Comparison") -> Figure:
     return figure
 
 
-def _chains(reference: Quantities) -> dict[str, Figure]:
+def _chains(comparison: "Comparison", reference: Quantities) -> dict[str, Figure]:
     """Traces and rank plots of the reference's worst mixing quantities, by ArviZ."""
-    spread = np.ptp(reference.draws, axis=(0, 1)) > 0
-    if not spread.any():
+    labels = [row.label for row in comparison.reference_verdict.worst[:NUM_CHAIN_PLOTS]]
+    if not labels:
         return {}
-    reference = reference.select(spread)
-    mixing = chain_mixing(reference.draws)
-    order = np.lexsort((mixing.ess_bulk, -np.nan_to_num(mixing.rhat, nan=1.0, posinf=1e9).round(2)))[:NUM_CHAIN_PLOTS]
-    worst = {_as_name(reference.labels[i]): reference.draws[:, :, i] for i in order}
+    worst = {_as_name(label): reference.draws[:, :, reference.labels.index(label)] for label in labels}
     # Rank bands hold for independent draws and are simulated point by point: a thinned chain is right and quick.
     thinned = {name: draws[:, :: max(1, draws.shape[1] // NUM_RANKS)] for name, draws in worst.items()}
     size = {"figsize": (8.5, 1.0 + 1.5 * -(-len(worst) // 2)), "figsize_units": "inches"}

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from inference.diagnostics import Mixing, chain_mixing
 from inference.errors import InputError
 from inference.fit import Fit
 
 MAX_NAMES = 6  # in a message; more do not help to find the mistake
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Quantities:
     """The continuous scalars of a fit.
 
@@ -37,9 +39,16 @@ class Quantities:
         """The draws with chains pooled, (S, Q)."""
         return self.draws.reshape(-1, self.draws.shape[-1])
 
+    @cached_property
+    def mixing(self) -> Mixing:
+        """R-hat and effective sample sizes, for draws of a Markov chain; computed once, being the dearest numbers."""
+        return chain_mixing(self.draws)
+
     def select(self, keep: np.ndarray) -> "Quantities":
         """Keep some of the quantities, by a mask or by positions."""
         positions = np.arange(len(self.labels))[keep]
+        if np.array_equal(positions, np.arange(len(self.labels))):
+            return self
         labels = tuple(self.labels[i] for i in positions)
         return Quantities(labels, self.draws[:, :, positions], self.identified, self.left_out)
 

@@ -50,7 +50,7 @@ def _check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
     for p in parameters:
         if p.kind is p.POSITIONAL_ONLY:
             raise InputError(
-                f"model: argument '{p.name}' is positional-only; data arrive by keyword, so remove the '/'."
+                f"model: argument '{p.name}' is positional-only; data arrive by keyword, so drop the '/'."
             )
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes = [p.name for p in named]
@@ -78,7 +78,7 @@ def _as_tensor(name: str, value: Any) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
             raise InputError(
-                f"data['{name}']: expected numbers, got an array of {value.dtype}; code categories as integers 0, 1, ..."
+                f"data['{name}']: expected numbers, got an array of {value.dtype}; code categories as 0, 1, ..."
             )
         value = torch.from_numpy(np.array(value, dtype=np.int64 if value.dtype.kind == "u" else None))
     if isinstance(value, torch.Tensor):

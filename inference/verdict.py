@@ -6,7 +6,7 @@ from typing import Any
 from inference.chain_verdict import judge_chains
 from inference.errors import InputError
 from inference.fit import Fit
-from inference.quantities import quantities
+from inference.quantities import Quantities, quantities
 from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
 from inference.weight_verdict import judge_weights
 
@@ -39,7 +39,11 @@ def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
     >>> verdict = check(fit(model, data, AutoVI()))
     >>> print(verdict)
     """
-    found = quantities(fit)
+    return check_quantities(fit, quantities(fit), search=search)
+
+
+def check_quantities(fit: Fit, found: Quantities, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
+    """Do what `check` does, for quantities already taken from the fit."""
     bad = found.not_finite()
     if bad:
         label, count = next(iter(bad.items()))

@@ -82,7 +82,7 @@ def judge_weights(fit: Fit, found: Quantities, *, search: Callable[[Fit], Any]) 
         kind, reason, next_step = VerdictKind.CANNOT_TELL, unsettled, "Give it more steps or starts, and check again."
     if kind not in (VerdictKind.DO_NOT_TRUST, VerdictKind.CANNOT_TELL):
         # The dearest rung comes last: it is climbed only where something good would be said otherwise.
-        kind, reason, next_step, seen = _after_search(fit, search, (kind, reason, next_step), found.identified)
+        kind, reason, next_step, seen = _after_search(fit, search, (kind, reason, next_step), found)
         checks |= seen
     remarks = ("Judged on the model's label-free quantities (identify), not on raw sites.",) if found.identified else ()
     return Verdict(kind, reason, worst, next_step, checks, remarks)
@@ -209,7 +209,7 @@ def _without_good_weights(evidence: Evidence, found: Quantities, numbers: str) -
 
 
 def _after_search(
-    fit: Fit, search: Callable[[Fit], Any], so_far: tuple[VerdictKind, str, str], identified: bool
+    fit: Fit, search: Callable[[Fit], Any], so_far: tuple[VerdictKind, str, str], found: Quantities
 ) -> tuple[VerdictKind, str, str, dict[str, float]]:
     """Look for modes where the fit has no draws; k-hat cannot see them (notes, 2.4)."""
     try:
@@ -218,7 +218,7 @@ def _after_search(
         return VerdictKind.CANNOT_TELL, f"Other modes could not be looked for: {error}", COMPARE, {}
     seen = {"num_settled": float(modes.num_settled), "num_elsewhere": float(modes.num_elsewhere)}
     if modes.num_elsewhere > 0:
-        if identified:  # the search sees raw sites, where every mode comes once for each order of the components
+        if found.identified:  # the search sees raw sites, where every mode comes once for each order of the components
             reason = f"Other modes were found, which may or may not be the same one relabelled: {modes.message}"
             return VerdictKind.CANNOT_TELL, reason, COMPARE, seen
         return VerdictKind.DO_NOT_TRUST, modes.message, f"Use more starts or a richer guide. {COMPARE}", seen
