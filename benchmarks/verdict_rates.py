@@ -1,19 +1,22 @@
-"""How often is a verdict of `compare` wrong? Simulated posteriors, exact copies and deliberately wrong candidates.
+"""How often is a verdict wrong? Simulated posteriors, right and deliberately wrong fits.
 
-Prints, for each posterior, effective sample size and number of quantities: how often an exact copy is not trusted
-(false alarm: called wrong, or left at "cannot tell") and how often a candidate with one wrong quantity is trusted.
+For `compare`, by posterior, effective sample size of the reference and number of quantities: how often an exact copy is
+called wrong or left undecided, and how often a candidate with one wrong quantity is trusted. For `check`, by dimension:
+how often a nearly exact fit is not trusted, and how often one with a wrong quantity is trusted without re-weighting.
 
 Usage: python benchmarks/verdict_rates.py [--num-replicates 100] [--seed 0]
 """
 
 import argparse
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 
 from inference.agreement import errors_between, judge_agreement
 from inference.diagnostics import moments, tail_index
-from inference.verdict_kinds import VerdictKind
+from inference.fit import Fit, Status
+from inference.verdict import VerdictKind, check
 
 NUM_CHAINS, NUM_DRAWS = 4, 1000
 
@@ -68,24 +71,64 @@ def rates(*, ess: int, num_quantities: int, degrees: float, num_replicates: int,
     return list(counts / num_replicates)
 
 
+def check_rates(*, dimension: int, num_replicates: int, seed: int) -> list[float]:
+    """Shares of `check` on Gaussian fits: nearly right ones not trusted, then each kind of wrong one trusted raw."""
+    rng = np.random.default_rng(seed)
+    first = np.eye(dimension)[0]
+    fits = [  # (mean, sd) of q in units of the posterior, which is N(0, I)
+        (np.full(dimension, 0.03), np.full(dimension, 0.97)),
+        (0.2 * first, np.ones(dimension)),
+        (np.zeros(dimension), 1.25 ** (-first)),
+        (np.zeros(dimension), 1.25**first),
+    ]
+    counts = np.zeros(4)
+    for _ in range(num_replicates):
+        for i, (mean, sd) in enumerate(fits):
+            z = rng.normal(size=(NUM_CHAINS, NUM_DRAWS, dimension))
+            x = mean + sd * z
+            log_weight = (0.5 * z**2 + np.log(sd) - 0.5 * x**2).sum(axis=-1)
+            kind = check(_approximation(x, log_weight), search=_no_other_mode).kind
+            counts[i] += kind is not VerdictKind.TRUST if i == 0 else kind is VerdictKind.TRUST
+    return list(counts / num_replicates)
+
+
+def _approximation(draws: np.ndarray, log_weight: np.ndarray) -> Fit:
+    return Fit(
+        draws={"x": draws},
+        stats={"log_weight": log_weight},
+        history={},
+        status=Status("converged", "Made by hand."),
+        engine=SimpleNamespace(method="vi"),
+        seed=0,
+        seconds={},
+        model=None,
+        data={},
+    )
+
+
+def _no_other_mode(fit: Fit) -> SimpleNamespace:
+    return SimpleNamespace(num_settled=8, num_elsewhere=0, message="")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-replicates", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print("                              exact copy:           trusted although one quantity has")
+    arguments = vars(parser.parse_args())
+    print("compare                       exact copy:           trusted although one quantity has")
     print("posterior    ESS  quantities  called wrong  undecided   mean +.2 sd   sd / 1.25   sd x 1.25")
     for degrees, ess, num_quantities in product((np.inf, 5.0, 3.0), (1000, 4000), (10, 50)):
-        row = rates(
-            ess=ess,
-            num_quantities=num_quantities,
-            degrees=degrees,
-            num_replicates=arguments.num_replicates,
-            seed=arguments.seed,
-        )
+        row = rates(ess=ess, num_quantities=num_quantities, degrees=degrees, **arguments)
         name = "Gaussian" if np.isinf(degrees) else f"Student {degrees:.0f}"
-        cells = "  ".join(f"{value:10.1%}" for value in row)
-        print(f"{name:10s} {ess:5d} {num_quantities:11d}  {cells}", flush=True)
+        print(f"{name:10s} {ess:5d} {num_quantities:11d}  {_cells(row)}", flush=True)
+    print("\ncheck          nearly exact:   trusted although one quantity has")
+    print("dimension      not trusted    mean +.2 sd   sd / 1.25   sd x 1.25")
+    for dimension in (2, 10, 50):
+        print(f"{dimension:9d}     {_cells(check_rates(dimension=dimension, **arguments))}", flush=True)
+
+
+def _cells(shares: list[float]) -> str:
+    return "  ".join(f"{share:10.1%}" for share in shares)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from handmade_fits import chain_fit, gaussian_vi, normal, sites, vi_fit
 
 from inference.compare import compare
 from inference.errors import InputError
 from inference.fit import Status
 from inference.verdict import VerdictKind
+from tests.handmade_fits import chain_fit, gaussian_vi, normal, sites, vi_fit
 
 TRUST, REWEIGHTED, MEANS_ONLY = VerdictKind.TRUST, VerdictKind.TRUST_REWEIGHTED, VerdictKind.MEANS_ONLY
 SOME, CANNOT_TELL, DO_NOT_TRUST = VerdictKind.SOME_PARAMETERS, VerdictKind.CANNOT_TELL, VerdictKind.DO_NOT_TRUST

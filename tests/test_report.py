@@ -9,10 +9,10 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from handmade_fits import chain_fit, gaussian_vi, normal, sites, vi_fit
 
 from inference.compare import compare
 from inference.plots import comparison_figures
+from tests.handmade_fits import chain_fit, gaussian_vi, normal, sites, vi_fit
 
 EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "img", "br", "link", "input", "hr"}

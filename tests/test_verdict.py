@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from handmade_fits import chain_fit, gaussian_vi, modes, normal, sites, vi_fit
 
 from inference import limits
 from inference.errors import InputError
 from inference.fit import Status
 from inference.verdict import Verdict, VerdictKind, check
+from tests.handmade_fits import chain_fit, gaussian_vi, modes, normal, sites, vi_fit
 
 TRUST, REWEIGHTED = VerdictKind.TRUST, VerdictKind.TRUST_REWEIGHTED
 CANNOT_TELL, DO_NOT_TRUST = VerdictKind.CANNOT_TELL, VerdictKind.DO_NOT_TRUST
@@ -186,6 +186,13 @@ def test_a_missed_mode_is_never_trusted():
     verdict = check(fit, search=modes(num_elsewhere=3))
     assert verdict.kind is DO_NOT_TRUST
     assert "3 of 8" in verdict.reason
+
+
+def test_another_mode_of_an_exchangeable_model_may_be_a_relabelling():
+    model = SimpleNamespace(identify=lambda draws: draws)
+    verdict = check(replace(gaussian_vi(0), model=model), search=modes(num_elsewhere=3))
+    assert verdict.kind is CANNOT_TELL
+    assert "relabelled" in verdict.reason
 
 
 def test_a_search_that_saw_nothing_does_not_count_as_one():
