@@ -33,25 +33,26 @@ def prepare_data(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[
     Raises
     ------
     InputError
-        ``data`` is no mapping, an argument is missing or unknown, or a value is NaN or infinite.
+        ``data`` is no mapping, an argument is missing or unknown, or a value is no number, NaN, infinite or masked.
     """
     if not isinstance(data, Mapping):
         raise InputError(f"data: expected one mapping from argument names to values, got {type(data).__name__}.")
     _check_names(function, data)
-    prepared = {name: _as_tensor(name, value) for name, value in data.items()}
+    prepared = {name: _as_tensor(f"data['{name}']", value) for name, value in data.items()}
     for name, value in prepared.items():
-        _check_finite(name, value)
+        _check_finite(f"data['{name}']", value)
     return prepared
 
 
 def _check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
     target = function.forward if isinstance(function, torch.nn.Module) else function
-    parameters = inspect.signature(target).parameters.values()
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError) as error:  # built-in functions and types
+        raise InputError(f"model: expected a Pyro function with named arguments, got {function!r} ({error}).") from None
     for p in parameters:
         if p.kind is p.POSITIONAL_ONLY:
-            raise InputError(
-                f"model: argument '{p.name}' is positional-only; data arrive by keyword, so drop the '/'."
-            )
+            raise InputError(f"model: argument '{p.name}' is positional-only; data arrive by keyword, so drop the '/'.")
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes = [p.name for p in named]
     listing = ", ".join(takes) or "no arguments"
@@ -67,35 +68,51 @@ def _check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
         raise InputError(f"data: the model needs {', '.join(missing)}; it takes {listing}, and was given {given}.")
 
 
-def _as_tensor(name: str, value: Any) -> Any:
-    """Convert arrays, columns and lists to tensors; leave scalars, strings and other objects as they are."""
+def _as_tensor(label: str, value: Any) -> Any:
+    """Convert arrays, columns and lists to tensors; leave scalars, strings and other objects as they are.
+
+    Tensors are copied, so that a fit does not change with the caller's data.
+    """
     if isinstance(value, np.generic):
         return value.item()
     if hasattr(value, "to_numpy"):  # pandas and polars columns and frames
         value = value.to_numpy()
+    if isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
+        return [_as_tensor(f"{label}[{i}]", v) for i, v in enumerate(value)]  # ragged sequences, say
     if isinstance(value, list | tuple) and len(value) and not isinstance(value[0], str):
-        value = _stack(name, value)
+        value = _stack(label, value)
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biuf":
-            raise InputError(
-                f"data['{name}']: expected numbers, got an array of {value.dtype}; code categories as 0, 1, ..."
-            )
-        value = torch.from_numpy(np.array(value, dtype=np.int64 if value.dtype.kind == "u" else None))
+        value = _from_array(label, value)
     if isinstance(value, torch.Tensor):
-        return value.to(torch.get_default_dtype()) if value.is_floating_point() else value
+        dtype = torch.get_default_dtype() if value.is_floating_point() else value.dtype
+        return value.detach().to(dtype, copy=True)
     return value
 
 
-def _stack(name: str, value: list | tuple) -> Any:
-    if any(isinstance(v, torch.Tensor) for v in value):
-        return value  # a list of tensors (ragged sequences, say) is the model's own business
+def _stack(label: str, value: list | tuple) -> np.ndarray:
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise InputError(f"data['{name}']: expected nested lists of equal lengths ({error}).") from None
+        raise InputError(f"{label}: expected nested lists of equal lengths ({error}).") from None
 
 
-def _check_finite(name: str, value: Any) -> None:
+def _from_array(label: str, value: np.ndarray) -> torch.Tensor:
+    if value.dtype.kind not in "biuf":
+        raise InputError(f"{label}: expected numbers, got an array of {value.dtype}; code categories as 0, 1, ...")
+    if np.ma.is_masked(value):
+        raise InputError(
+            f"{label}: expected no gaps, got a masked array with {np.ma.count_masked(value)} of {value.size} values "
+            "masked; remove or impute them before the fit."
+        )
+    # torch knows neither longdouble nor foreign byte orders, and takes uint8 for a mask
+    dtype = {"f": np.float64, "u": np.int64}.get(value.dtype.kind, value.dtype.newbyteorder("="))
+    return torch.from_numpy(np.array(value, dtype=dtype, subok=False))
+
+
+def _check_finite(label: str, value: Any) -> None:
+    if isinstance(value, list | tuple):
+        for i, v in enumerate(value):
+            _check_finite(f"{label}[{i}]", v)
     if isinstance(value, float):
         value = torch.tensor(value)
     if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
@@ -106,6 +123,6 @@ def _check_finite(name: str, value: Any) -> None:
         kind = "NaN" if torch.isnan(value[first] if first else value) else "infinite"
         where = f", the first ({kind}) at index {first[0] if len(first) == 1 else first}" if first else ""
         raise InputError(
-            f"data['{name}']: {int(bad.sum())} of {value.numel()} values are NaN or infinite{where}; "
+            f"{label}: {int(bad.sum())} of {value.numel()} values are NaN or infinite{where}; "
             "remove or impute them before the fit."
         )
