@@ -4,7 +4,7 @@ For `compare`, by posterior, effective sample size of the reference and number o
 called wrong or left undecided, and how often a candidate with one wrong quantity is trusted. For `check`, by dimension:
 how often a nearly exact fit is not trusted, and how often one with a wrong quantity is trusted without re-weighting.
 
-Usage: python benchmarks/verdict_rates.py [--num-replicates 100] [--seed 0]
+Usage: python benchmarks/verdict_rates.py [--num-replicates 50] [--seed 0]
 """
 
 import argparse
@@ -112,7 +112,7 @@ def _no_other_mode(fit: Fit) -> SimpleNamespace:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-replicates", type=int, default=100)
+    parser.add_argument("--num-replicates", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     arguments = vars(parser.parse_args())
     print("compare                       exact copy:           trusted although one quantity has")

@@ -6,7 +6,7 @@ import numpy as np
 
 from inference import limits
 from inference.diagnostics import NORMAL_WIDTH, Moments, Weights, khat_limit
-from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
+from inference.verdict_kinds import USE_WEIGHTS, QuantityErrors, Verdict, VerdictKind
 
 NUM_WORST = 5
 # Stands for the ratio to or from a spread of zero (a point estimate), so that its logarithm is a number.
@@ -138,7 +138,7 @@ def judge_agreement(
     elif not bad.any():
         kind, (reason, next_step) = VerdictKind.CANNOT_TELL, _precision(labels, errors, states)
     elif weighted is not None and weights is not None and _weights_hold(weighted, weights):
-        kind, next_step = VerdictKind.TRUST_REWEIGHTED, "Use weighted moments, or resample the draws by their weights."
+        kind, next_step = VerdictKind.TRUST_REWEIGHTED, USE_WEIGHTS
         reason = (
             f"Raw draws disagree ({describe(labels, errors, order[0])}), but re-weighted all {len(labels)} quantities "
             f"agree with the reference; k-hat is {weights.khat:.2f}, worth {weights.ess:.0f} draws."

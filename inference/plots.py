@@ -223,7 +223,7 @@ def _ratio_axis(ax: Axes) -> None:
     inside = np.log(ticks[(np.log(ticks) >= low) & (np.log(ticks) <= high)])
     ax.xaxis.set_major_locator(FixedLocator(inside))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{np.exp(value):.2g}"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{np.exp(value):.3g}"))
     ax.set(xlabel="candidate / reference (log scale)", title="Standard deviation")
 
 

@@ -28,6 +28,11 @@ HEADLINES = {
     VerdictKind.CANNOT_TELL: "Cannot tell.",
 }
 
+USE_WEIGHTS = (
+    "Weigh every average over the draws by smooth_weights(fit.stats['log_weight']).weights "
+    "(inference.diagnostics), or resample the draws by these weights."
+)
+
 COLUMN_NAMES = {
     "mean_error": "mean error (sd)",
     "mean_error_se": "+-",

@@ -24,7 +24,7 @@ from inference.diagnostics import (
 from inference.errors import InputError
 from inference.fit import Fit
 from inference.quantities import Quantities
-from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
+from inference.verdict_kinds import USE_WEIGHTS, QuantityErrors, Verdict, VerdictKind
 
 NUM_WORST = 5
 COMPARE = "Compare it with NUTS: compare({'nuts': ..., 'vi': ...})."
@@ -176,7 +176,7 @@ def _from_weights(evidence: Evidence, found: Quantities) -> tuple[VerdictKind, s
         return VerdictKind.TRUST, f"The fit is settled, {numbers}, and {shift}.", "Use the draws as they are."
     if khat < limits.KHAT_REWEIGHTED and ess >= limits.IS_ESS:
         reason = f"The fit is settled and its weights are reliable ({numbers}), but raw draws are off: {shift}."
-        return VerdictKind.TRUST_REWEIGHTED, reason, "Use weighted moments, or resample the draws by their weights."
+        return VerdictKind.TRUST_REWEIGHTED, reason, USE_WEIGHTS
     if khat < evidence.limit and evidence.mean_high.max() <= limits.MEANS_ONLY_TOLERANCE:
         bad_sds = evidence.log_sd_low.max() > limits.LOG_SD_GOOD
         if bad_sds:
