@@ -1,10 +1,10 @@
 """Every threshold behind a verdict, in one place, each with its reason.
 
-Measured by `benchmarks/verdict_rates.py --num-replicates 200` (4000 candidate draws, 10 or 50 quantities): with a Gaussian
-posterior and 1000-4000 effective reference draws `compare` calls no exact copy wrong and leaves at most 1 % undecided; it
-trusts a mean off by .2 sd in at most 1 % and an sd off by a factor of 1.25 in none. Student with 5 degrees: 0 % wrong,
-2-19 % undecided ("draw more"), at most 2.5 % and .5 % trusted. With 3 degrees most copies stay undecided, at most 1.5 %
-of the wrong fits are trusted. `check` on Gaussians of dimension 2-50: every nearly exact fit trusted, no wrong one.
+Measured by `benchmarks/verdict_rates.py --num-replicates 200` (4000 candidate draws, 10 or 50 quantities, 1000 or 4000
+effective reference draws). `compare` with a Gaussian posterior: no exact copy called wrong, at most 1 % undecided; a
+mean off by .2 sd trusted in at most 1 %, an sd off by a factor of 1.25 never. Student with 5 degrees: none wrong,
+2-19 % undecided ("draw more"), at most 2.5 % and .5 % trusted. With 3 degrees: .5 % wrong, 15-94 % undecided,
+at most 1.5 % trusted. `check` on Gaussians of dimension 2, 10, 50: every nearly exact fit trusted, no wrong one.
 Lengths are in posterior standard deviations of the reference.
 """
 
