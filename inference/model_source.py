@@ -113,8 +113,8 @@ def _from_file(spec: str, path: Path, name: str) -> ModelSource:
         raise InputError(f"model '{spec}': {path} has no '{name}'; {listing}.{_near(name, functions)}")
     if isinstance(value, type) or not (callable(value) or callable(getattr(value, "model", None))):
         raise InputError(f"model '{spec}': expected a Pyro function, got {name} = {value!r}")
-    data = getattr(value, "data", None) or getattr(module, f"{name}_data", None) or getattr(module, "data", None)
-    return ModelSource(spec, value, default_data=data if callable(data) else None)
+    beside = (getattr(value, "data", None), getattr(module, f"{name}_data", None), getattr(module, "data", None))
+    return ModelSource(spec, value, default_data=next((data for data in beside if callable(data)), None))
 
 
 def _run_file(path: Path) -> ModuleType:

@@ -62,7 +62,10 @@ def read_request(model: str, data: Path | None, settings: Sequence[str], *, know
         content = read_data(data, takes=takes, given=given)
     elif source.default_data is not None:
         with source.blamed():
-            content = FileData(dict(source.default_data()))
+            values = source.default_data()
+        if not isinstance(values, Mapping):
+            raise InputError(f"model '{model}': its data() must return one mapping, got {type(values).__name__}")
+        content = FileData(dict(values))
     else:
         missing = [name for name, needed in takes.items() if needed and name not in given]
         if missing:

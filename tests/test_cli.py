@@ -39,6 +39,14 @@ def own_data_data():
     return {"y": torch.tensor([1.0, 2.0, 3.0])}
 
 
+def no_sample_data():
+    return torch.ones(3)
+
+
+def explodes_data():
+    return {"mass": [1.0, 2.0][5]}
+
+
 def by_code(*, species, mass):
     mean = pyro.sample("mean", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pyro.plate("bird", len(mass)):
@@ -137,6 +145,8 @@ def test_model_files_are_checked(model_file, tmp_path, refused):
     refused("fit", model_file, says=["say which function", "weights"])
     refused("fit", f"{model_file}:NOT_A_MODEL", says=["NOT_A_MODEL", "Pyro function", "3"])
     refused("fit", f"{model_file}:weights", says=["--data is needed", "species, mass"])
+    refused("fit", f"{model_file}:no_sample", says=["data()", "one mapping", "Tensor"])
+    refused("fit", f"{model_file}:explodes", says=["birds.py, line", "IndexError"])
     broken = tmp_path / "broken.py"
     broken.write_text("x = 1\ndef model(:\n    pass\n")
     refused("fit", f"{broken}:model", says=["broken.py, line 2", "syntax error"])
