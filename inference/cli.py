@@ -27,6 +27,7 @@ from inference.model_source import find_model
 from inference.output_files import make_folder, write_comparison, write_draws, write_fit
 from inference.request import Request, read_request
 from inference.storage import load_fit
+from inference.text_table import format_number
 from inference.verdict import check
 
 TRUSTED, NOT_TRUSTED, WRONG_REQUEST, INTERNAL_FAULT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -91,13 +92,13 @@ def _fit(arguments: argparse.Namespace) -> int:
     fit = _run(request, engine, arguments)
     tree = _tree(fit, request)
     # R-hat and effective sizes are for chains; independent draws have none.
-    table = summary(tree, kind="all" if fit.engine.method == "mcmc" else "stats")
+    table = summary(tree, kind="all" if fit.engine.method == "mcmc" else "stats", round_to="none")
     paths = [write_fit(name, fit, arguments.out), write_draws(name, tree, arguments.out)] if arguments.out else []
     if arguments.json:
         rows = json.loads(table.to_json(orient="index"))
         _print_json({"model": arguments.model, **_facts(fit), "summary": rows, "files": _texts(paths)})
     else:
-        print(table.to_string())
+        print(table.map(format_number).to_string())
         print(f"\n{fit.status.message}\n{_seconds(fit)}")
         _print_files(paths)
     return TRUSTED if fit.status.ok else NOT_TRUSTED

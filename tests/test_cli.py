@@ -308,6 +308,13 @@ def test_fit_prints_a_summary_and_saves(tmp_path, capsys):
     assert main(["check", "normal_mean", "--fit", str(out / "nuts.fit"), "--set", "K=2"]) == 2
 
 
+def test_small_numbers_are_not_rounded_away(model_file, tmp_path, capsys):
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps({"y": [0.001234] * 40_000}))
+    assert main(["fit", f"{model_file}:own_data", "--engine", "auto", "--json", "--data", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["mu"]["sd"] == pytest.approx(0.005, rel=0.1)
+
+
 def test_independent_draws_get_no_rhat(capsys):
     assert main(["fit", "normal_mean", "--engine", "auto"]) == 0
     assert "r_hat" not in capsys.readouterr().out
