@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from arviz_base import from_dict
+from arviz_base import dict_to_dataset
 
 from inference import __version__
 from inference.conditional import log_likelihood as pointwise
@@ -20,6 +20,10 @@ from inference.sites import Sites
 # Draws from the prior where `prior=True`; a prior needs no more to be seen.
 PRIOR_DRAWS = 500
 SAMPLE_DIMS = ("chain", "draw")
+NO_SAMPLES = ("observed_data", "constant_data")
+
+# variable -> values, and the names of its axes after chain and draw
+Group = dict[str, tuple[np.ndarray, list[str]]]
 
 
 def to_datatree(
@@ -58,44 +62,60 @@ def to_datatree(
     Raises
     ------
     InputError
-        ``coords`` of a wrong length, or a group that the model cannot give.
+        ``coords`` or ``dims`` that do not fit, or a group that the model cannot give.
+
+    Notes
+    -----
+    xarray cannot hold a dim that is named like a variable, or that has two lengths: the former becomes
+    ``<name>_plate``, the later ones of the latter ``<site>_dim_<axis>``. Slashes in names become dots.
 
     Examples
     --------
     >>> tree = fit.to_datatree(log_likelihood=True)
     >>> arviz_stats.summary(tree)
     """
-    groups: dict[str, dict[str, np.ndarray]] = {"posterior": dict(fit.draws), "sample_stats": dict(fit.stats)}
-    names = {name: list(labels) for name, labels in fit.state["dims"].items() if name in fit.draws}
-    plates: dict[str, int] = {}
+    groups: dict[str, Group] = {
+        "posterior": _group(fit.draws, fit.state["dims"]),
+        "sample_stats": _group(fit.stats, {}),
+    }
+    plates: Mapping[str, int] = {}
     if fit.model is not None:
         with fit.restored() as sites:
             plates = sites.plate_sizes
-            names |= {name: list(site.dims) for name, site in sites.observed.items()}
-            groups["observed_data"] = {name: value.numpy() for name, value in sites.observations.items()}
-            groups["constant_data"] = _constant_data(sites, names)
+            groups["observed_data"] = _group(_numpy(sites.observations), _dims(sites))
+            groups["constant_data"] = _constant_data(sites)
             if log_likelihood:
-                groups["log_likelihood"] = _log_likelihood(fit, sites, names)
+                groups["log_likelihood"] = _log_likelihood(fit, sites)
             if posterior_predictive:
-                groups["posterior_predictive"] = _chained(predictive(sites, _flat(fit)), fit)
+                groups["posterior_predictive"] = _group(_chained(predictive(sites, _flat(fit)), fit), _dims(sites))
             if prior:
-                drawn, replicated = prior_draws(sites, PRIOR_DRAWS)
-                groups["prior"] = {name: value[None] for name, value in drawn.items()}
-                groups["prior_predictive"] = {name: value[None] for name, value in replicated.items()}
+                groups |= _prior(sites)
     elif log_likelihood or posterior_predictive or prior:
         raise InputError("fit: loaded without its model, which these groups need; use load_fit(path, model=...).")
     if unconstrained:
-        groups["unconstrained_posterior"] = _unconstrained(fit, names)
-    groups |= _warmup(fit, names)
-    names |= {name: list(labels) for name, labels in (dims or {}).items()}
-    groups = {group: values for group, values in groups.items() if values}
-    names = _consistent(groups, names)
-    labels = _coords(fit, groups, names, plates, coords)
-    tree = from_dict(groups, coords=labels, dims=names, save_warmup=True)
+        groups["unconstrained_posterior"] = _unconstrained(fit)
+    groups |= _warmup(fit)
+    groups = _override({name: _clean(group) for name, group in groups.items() if group}, dims or {})
+    taken = {name for group in groups.values() for name in group} | set(SAMPLE_DIMS)
+    groups = _consistent(groups, taken)
+    labels = _coords(fit, groups, plates, coords or {}, taken)
+    tree = xr.DataTree.from_dict({name: _dataset(name, group, labels) for name, group in groups.items()})
     tree.attrs |= _attributes(fit)
     if fit.history:
         tree["vi_trace"] = xr.DataTree(xr.Dataset({name: ("step", value) for name, value in fit.history.items()}))
     return tree
+
+
+def _group(values: Mapping[str, np.ndarray], dims: Mapping[str, Sequence[str]]) -> Group:
+    return {name: (value, list(dims.get(name, ()))) for name, value in values.items()}
+
+
+def _dims(sites: Sites) -> dict[str, tuple[str, ...]]:
+    return {name: site.dims for group in sites.groups() for name, site in group.items()}
+
+
+def _numpy(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.detach().numpy() for name, value in tensors.items()}
 
 
 def _flat(fit: Fit) -> dict[str, np.ndarray]:
@@ -106,29 +126,34 @@ def _chained(values: Mapping[str, np.ndarray], fit: Fit) -> dict[str, np.ndarray
     return {name: value.reshape(fit.num_chains, fit.num_draws, *value.shape[1:]) for name, value in values.items()}
 
 
-def _log_likelihood(fit: Fit, sites: Sites, names: dict[str, list[str]]) -> dict[str, np.ndarray]:
+def _log_likelihood(fit: Fit, sites: Sites) -> Group:
     kept = {**sites.latent, **sites.unenumerable}
     values, dims, remarks = pointwise(sites, {n: v for n, v in _flat(fit).items() if n in kept})
     if not values:
         raise InputError(f"log_likelihood: {'; '.join(remarks) or 'the model has no observed site'}.")
-    for name, labels in dims.items():
-        names.setdefault(name, list(labels))
-        names[name] = list(labels) + names[name][len(labels) :] if name not in sites.observed else names[name]
-    return _chained(values, fit)
+    return _group(_chained(values, fit), dims)
 
 
-def _constant_data(sites: Sites, names: dict[str, list[str]]) -> dict[str, np.ndarray]:
+def _prior(sites: Sites) -> dict[str, Group]:
+    drawn, replicated = prior_draws(sites, PRIOR_DRAWS)
+    dims = _dims(sites)
+    return {
+        "prior": _group({name: value[None] for name, value in drawn.items()}, dims),
+        "prior_predictive": _group({name: value[None] for name, value in replicated.items()}, dims),
+    }
+
+
+def _constant_data(sites: Sites) -> Group:
     """Covariates and other arrays of the data that are not observations; an axis as long as one plate is that plate."""
     observed = list(sites.observations.values())
-    constants = {}
+    sizes = list(sites.plate_sizes.values())
+    by_size = {size: plate for plate, size in sites.plate_sizes.items() if sizes.count(size) == 1}
+    constants: Group = {}
     for name, value in sites.data.items():
-        if not isinstance(value, torch.Tensor) or any(_equal(value, other) for other in observed) or name in names:
-            continue
-        sizes = list(sites.plate_sizes.values())
-        by_size = {size: plate for plate, size in sites.plate_sizes.items() if sizes.count(size) == 1}
-        labels = [by_size.get(size, f"{name}_dim_{i}") for i, size in enumerate(value.shape)]
-        names[name] = [d if labels.count(d) == 1 else f"{name}_dim_{i}" for i, d in enumerate(labels)]
-        constants[name] = value.numpy()
+        if isinstance(value, torch.Tensor) and not any(_equal(value, other) for other in observed):
+            labels = [by_size.get(size, f"{name}_dim_{i}") for i, size in enumerate(value.shape)]
+            labels = [d if labels.count(d) == 1 else f"{name}_dim_{i}" for i, d in enumerate(labels)]
+            constants[name] = value.numpy(), labels
     return constants
 
 
@@ -136,63 +161,103 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and bool((one == other).all())
 
 
-def _unconstrained(fit: Fit, names: dict[str, list[str]]) -> dict[str, np.ndarray]:
+def _unconstrained(fit: Fit) -> Group:
     if "unconstrained" not in fit.state:
         raise InputError("unconstrained: this fit has no unconstrained draws, because its model has no flat density.")
-    names["unconstrained"] = ["coordinate"]
-    return {"unconstrained": fit.state["unconstrained"]}
+    return {"unconstrained": (fit.state["unconstrained"], ["coordinate"])}
 
 
-def _warmup(fit: Fit, names: dict[str, list[str]]) -> dict[str, dict[str, np.ndarray]]:
+def _warmup(fit: Fit) -> dict[str, Group]:
     warmup = fit.state.get("warmup")
     if warmup is None:
         return {}
-    names["unconstrained"] = ["coordinate"]
-    return {"warmup_posterior": {"unconstrained": warmup["unconstrained"]}, "warmup_sample_stats": warmup["stats"]}
+    return {
+        "warmup_posterior": {"unconstrained": (warmup["unconstrained"], ["coordinate"])},
+        "warmup_sample_stats": _group(warmup["stats"], {}),
+    }
 
 
-def _consistent(groups: Mapping[str, Mapping[str, np.ndarray]], names: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Rename dims that xarray could not hold: named like a variable, or of two lengths."""
-    variables = {name for values in groups.values() for name in values}
-    lengths: dict[str, int] = {}
-    result: dict[str, list[str]] = {}
-    for group, values in groups.items():
-        lead = 0 if group in ("observed_data", "constant_data") else len(SAMPLE_DIMS)
-        for name, value in values.items():
-            labels = [f"{d}_plate" if d in variables else d for d in names.get(name, [])]
-            for i, length in enumerate(value.shape[lead:]):
-                label = labels[i] if i < len(labels) else f"{name}_dim_{i}"
-                if lengths.setdefault(label, length) != length:
-                    label = f"{name}_dim_{i}"
-                labels[i : i + 1] = [label]
-            result[name] = labels[: value.ndim - lead]
+def _clean(group: Group) -> Group:
+    """Names that xarray and NetCDF can hold: no slashes, and no variable named chain or draw."""
+    return {
+        f"{name}_site" if name in SAMPLE_DIMS else name.replace("/", "."): (
+            value,
+            [d.replace("/", ".") for d in labels],
+        )
+        for name, (value, labels) in group.items()
+    }
+
+
+def _override(groups: Mapping[str, Group], dims: Mapping[str, Sequence[str]]) -> dict[str, Group]:
+    """Give the axes of some variables the user's names, which must fit."""
+    named = {name for group, values in groups.items() if "sample_stats" not in group for name in values}
+    result = {group: dict(values) for group, values in groups.items()}
+    for name, labels in dims.items():
+        if name not in named:
+            raise InputError(f"dims: there is no site '{name}'; the sites are {', '.join(sorted(named))}.")
+        for group, values in result.items():
+            if name in values and "sample_stats" not in group:
+                value, old = values[name]
+                num = value.ndim - (0 if group in NO_SAMPLES else len(SAMPLE_DIMS))
+                if group == "log_likelihood" and num < len(labels):  # event axes are summed
+                    continue
+                if len(labels) != num or len(set(labels)) != num:
+                    raise InputError(f"dims['{name}']: expected {num} different names instead of {old}, got {labels}.")
+                values[name] = value, list(labels)
     return result
 
 
+def _consistent(groups: Mapping[str, Group], taken: set[str]) -> dict[str, Group]:
+    """Name every axis, and rename dims that xarray could not hold: named like a variable, or of two lengths."""
+    lengths: dict[str, int] = {}
+    result: dict[str, Group] = {}
+    for group, values in groups.items():
+        result[group] = {}
+        for name, (value, given) in values.items():
+            labels = []
+            for i, length in enumerate(value.shape[0 if group in NO_SAMPLES else len(SAMPLE_DIMS) :]):
+                label = _dim_name(given[i], taken) if i < len(given) else f"{name}_dim_{i}"
+                labels.append(label if lengths.setdefault(label, length) == length else f"{name}_dim_{i}")
+            result[group][name] = value, labels
+    return result
+
+
+def _dim_name(label: str, taken: set[str]) -> str:
+    return f"{label}_plate" if label in taken else label
+
+
 def _coords(
-    fit: Fit,
-    groups: Mapping[str, Mapping[str, np.ndarray]],
-    names: Mapping[str, list[str]],
-    plates: Mapping[str, int],
-    given: Mapping[str, Sequence] | None,
+    fit: Fit, groups: Mapping[str, Group], plates: Mapping[str, int], given: Mapping[str, Sequence], taken: set[str]
 ) -> dict[str, list]:
     """Labels by dim: the user's, which must fit, else the model's own where they fit."""
-    lengths = dict(plates)
+    lengths = {_dim_name(plate, taken): size for plate, size in plates.items()}
     for group, values in groups.items():
-        lead = 0 if group in ("observed_data", "constant_data") else len(SAMPLE_DIMS)
-        for name, value in values.items():
-            lengths |= dict(zip(names[name], value.shape[lead:], strict=True))
+        for value, labels in values.values():
+            lengths |= dict(zip(labels, value.shape[0 if group in NO_SAMPLES else len(SAMPLE_DIMS) :], strict=True))
     own = getattr(fit.model, "coords", None)
-    labels = {d: list(v) for d, v in (own(fit.data) if callable(own) else {}).items() if lengths.get(d) == len(v)}
-    for d, values in (given or {}).items():
+    own = {_dim_name(d, taken): list(v) for d, v in own(fit.data).items()} if callable(own) else {}
+    coords = {d: values for d, values in own.items() if lengths.get(d) == len(values)}
+    flat = fit.state.get("labels", ())
+    if lengths.get("coordinate") == len(flat):
+        coords["coordinate"] = list(flat)
+    for name, values in given.items():
+        d, values = _dim_name(name, taken), list(values)
         if d not in lengths:
-            raise InputError(f"coords: there is no dim '{d}'; the dims are {', '.join(lengths)}.")
+            raise InputError(f"coords: there is no dim '{name}'; the dims are {', '.join(lengths)}.")
         if len(values) != lengths[d]:
-            raise InputError(f"coords['{d}']: expected {lengths[d]} labels, got {len(values)}.")
-        labels[d] = list(values)
-    if "coordinate" in lengths:
-        labels.setdefault("coordinate", list(fit.state["labels"]))
-    return {d: v for d, v in labels.items() if any(d in n for n in names.values())}
+            raise InputError(f"coords['{name}']: expected {lengths[d]} labels, got {len(values)}.")
+        coords[d] = values
+    return coords
+
+
+def _dataset(group: str, values: Group, coords: Mapping[str, list]) -> xr.Dataset:
+    used = {d for _, labels in values.values() for d in labels}
+    return dict_to_dataset(
+        {name: value for name, (value, _) in values.items()},
+        dims={name: labels for name, (_, labels) in values.items()},
+        coords={d: labels for d, labels in coords.items() if d in used},
+        sample_dims=[] if group in NO_SAMPLES else list(SAMPLE_DIMS),
+    )
 
 
 def _attributes(fit: Fit) -> dict[str, Any]:

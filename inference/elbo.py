@@ -34,7 +34,10 @@ def make_elbo(elbo: str | ELBO | None, sites: Sites, *, num_particles: int, disc
             raise InputError(f"elbo: expected one of {', '.join(ELBOS)} or a pyro.infer.ELBO object, got '{elbo}'.")
         if elbo == "renyi" and num_particles < _MIN_RENYI_PARTICLES:
             raise InputError("elbo='renyi': needs num_particles of at least 2; one particle gives the plain ELBO.")
-        made = ELBOS[elbo](num_particles=num_particles, max_plate_nesting=sites.max_plate_nesting)
+        options = {"num_particles": num_particles, "max_plate_nesting": sites.max_plate_nesting}
+        if elbo == "trace_enum":  # asked for by name it may also sum out nothing
+            options["strict_enumeration_warning"] = False
+        made = ELBOS[elbo](**options)
     elif isinstance(elbo, ELBO):
         made = elbo
     else:

@@ -213,10 +213,14 @@ def laplace(log_density: LogDensity, mode: np.ndarray, *, full_rank: bool) -> Ga
 
 def elbo(log_density: Callable[[np.ndarray], np.ndarray], q: Gaussian, z: np.ndarray) -> tuple[float, float]:
     """ELBO of ``q`` and its standard error, in nats, on base draws ``z`` (n, D) from the standard normal."""
-    weights = log_density(q.transform(z)) - q.log_q(z)
-    if not np.isfinite(weights).all():
+    return mean_and_error(log_density(q.transform(z)) - q.log_q(z))
+
+
+def mean_and_error(log_weights: np.ndarray) -> tuple[float, float]:
+    """Give the mean of log weights, which is the ELBO, and its standard error; minus infinity if any is not finite."""
+    if not np.isfinite(log_weights).all():
         return -np.inf, np.inf
-    return float(weights.mean()), float(weights.std(ddof=1) / np.sqrt(len(weights)))
+    return float(log_weights.mean()), float(log_weights.std(ddof=1) / np.sqrt(len(log_weights)))
 
 
 def gaussian_draws(

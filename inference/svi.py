@@ -18,7 +18,7 @@ from inference.density import Density
 from inference.elbo import make_elbo
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status
-from inference.gaussian import gaussian_draws, laplace
+from inference.gaussian import gaussian_draws, laplace, mean_and_error
 from inference.guides import check_guide, draw_guide, make_guide, samples_discrete, unconstrained_draws
 from inference.nuts import check_count
 from inference.optimise import PyroStepper, TorchStepper, make_stepper
@@ -156,8 +156,8 @@ class SVI:
         if points is not None:
             state |= {"unconstrained": points.reshape(*shape, -1), "labels": density.labels}
         if "log_weight" in stats:
-            weight = stats["log_weight"]
-            state |= {"elbo": float(weight.mean()), "elbo_se": float(weight.std(ddof=1) / np.sqrt(len(weight)))}
+            bound, error = mean_and_error(stats["log_weight"])
+            state |= {"elbo": bound, "elbo_se": error}
         reshaped = {name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()}
         return reshaped, {name: value.reshape(shape) for name, value in stats.items()}, state, tuple(notes)
 
