@@ -152,8 +152,8 @@ class _Climb:
         best = int(np.argmax(bounds))
         if not np.isfinite(bounds[best]):
             raise InputError(
-                "model: no Gaussian with a finite bound was found from any start; the density is not finite on a region "
-                "of positive probability. Tighten the priors or constrain the parameters of the likelihood."
+                "model: no Gaussian with a finite bound was found from any start; the density is not finite on a "
+                "region of positive probability. Tighten the priors or constrain the parameters of the likelihood."
             )
         self._keep(runs[best])
         return _Starts(runs[best], np.array(bounds), errors[best])

@@ -1,5 +1,4 @@
-"""What follows from given draws of the continuous latents: deterministic and discrete sites, pointwise log
-likelihoods, and predictive draws.
+"""What follows from draws of the continuous latents: other sites, pointwise log likelihoods, predictive draws.
 
 Discrete latents are summed out wherever a density is asked for, and drawn from their exact conditional distribution
 wherever a value is asked for. Pyro's own tools replay them at values from the prior instead, which gives a LOO of -715

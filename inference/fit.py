@@ -129,8 +129,8 @@ class Fit:
     notes
         Remarks of the engine, such as why it ran on eager Pyro.
     state
-        Private to the engine; always ``num_gradients``, ``backend`` and ``dims``, and ``unconstrained`` (chain, draw, D)
-        where the model has a flat density.
+        Private to the engine; always ``num_gradients``, ``backend`` and ``dims``, and ``unconstrained``
+        (chain, draw, D) where the model has a flat density.
     """
 
     draws: dict[str, np.ndarray] = field(repr=False)

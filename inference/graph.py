@@ -14,7 +14,7 @@ import pyro
 import pyro.ops.einsum.torch_log
 import torch
 from torch.fx import GraphModule, Interpreter, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot, make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -34,7 +34,7 @@ def record(function: Callable[..., Any], *example: Any) -> GraphModule:
     def plain(*arguments: Any) -> Any:
         return function(*arguments)
 
-    with pyro.validation_enabled(False), _functional_log(), _TensorIndexing():
+    with pyro.validation_enabled(False), _functional_log(), _TensorIndexing(), _ConstantReads():
         graph = _batchable(make_fx(plain)(*example))
         if _mutates(graph):
             graph = _batchable(make_fx(torch.func.functionalize(plain))(*example))
@@ -131,6 +131,43 @@ class _TensorIndexing(TorchFunctionMode):
 
 def _is_scalar_index(index: Any) -> bool:
     return torch.is_tensor(index) and index.dim() == 0 and index.dtype in (torch.int64, torch.int32)
+
+
+class _ConstantReads(TorchFunctionMode):
+    """Lets ``int(group.max()) + 1`` and ``if (y > 0).any()`` read values that follow from the data alone.
+
+    Recording refuses every read of a value, because control flow may depend on it. Where no argument and no random
+    number enters, the value is the same at every run, and reading it is harmless.
+    """
+
+    READS = (
+        torch.Tensor.item,
+        torch.Tensor.tolist,
+        torch.Tensor.__int__,
+        torch.Tensor.__float__,
+        torch.Tensor.__bool__,
+        torch.Tensor.__index__,
+    )
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        mode = get_proxy_mode() if func in self.READS else None
+        if mode is not None and _is_constant(args[0], mode.tracer):
+            with disable_proxy_modes_tracing():
+                return func(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_constant(tensor: torch.Tensor, tracer: Any) -> bool:
+    """Whether nothing that was recorded so far makes the tensor depend on an argument or on a random number."""
+    slot = get_proxy_slot(tensor, tracer, None, lambda slot: slot)
+    waiting, seen = ([] if slot is None else [slot.proxy.node]), set()
+    while waiting:
+        node = waiting.pop()
+        if _is_impure(node):
+            return False
+        seen.add(node)
+        waiting += [n for n in node.all_input_nodes if n not in seen]
+    return True
 
 
 @contextmanager

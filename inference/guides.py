@@ -108,15 +108,16 @@ def check_guide(guide: Callable, sites: Sites) -> poutine.Trace:
     missing = [name for name in [*sites.latent, *sites.unenumerable] if name not in sampled]
     if missing:
         raise InputError(
-            f"guide: does not sample the latent site '{missing[0]}' of the model; it samples {', '.join(sampled) or 'nothing'}."
+            f"guide: does not sample the latent site '{missing[0]}' of the model; it samples "
+            f"{', '.join(sampled) or 'nothing'}."
         )
     for name, node in sampled.items():
         if node["infer"].get("is_auxiliary") or node["is_observed"] or name in sites.plate_sizes:
             continue
         if name not in known:
             raise InputError(
-                f"guide: samples '{name}', which is no latent site of the model ({', '.join(known)}); mark helper sites "
-                "with infer={'is_auxiliary': True}."
+                f"guide: samples '{name}', which is no latent site of the model ({', '.join(known)}); mark helper "
+                "sites with infer={'is_auxiliary': True}."
             )
         expected, got = known[name].shape, tuple(node["value"].shape)
         if expected != got and not set(known[name].plates) & set(sites.subsampled):

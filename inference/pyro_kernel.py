@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.infer.mcmc import NUTS as PyroNUTS
+from pyro.infer import mcmc
 from tqdm.auto import trange
 
 from inference.density import Density
 
 
-class RecordingNUTS(PyroNUTS):
+class RecordingNUTS(mcmc.NUTS):
     """Pyro's kernel; `last` holds the statistics of the latest draw."""
 
     def __init__(self, **options: Any) -> None:

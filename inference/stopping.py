@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
 # An improvement under this many nats per window is none: it bounds the wait on losses without noise.
 NEGLIGIBLE = 1e-3
 

@@ -38,8 +38,8 @@ class SVI:
     ----------
     guide
         A name (``delta``, ``normal``, ``diagonal_normal``, ``multivariate_normal``, ``low_rank``, ``laplace``,
-        ``iaf``, ``structured``), or any guide: a function with ``pyro.param``, a ``PyroModule``, an ``AutoGuide``. It takes the
-        model's arguments. Modules are copied: the caller's is not trained; the trained copy is
+        ``iaf``, ``structured``), or any guide: a function with ``pyro.param``, a ``PyroModule``, an ``AutoGuide``. It
+        takes the model's arguments. Modules are copied: the caller's is not trained; the trained copy is
         ``fit.state["guide"]``.
     elbo
         A name (``trace``, ``trace_mean_field``, ``trace_enum``, ``trace_graph``, ``renyi``) or a ``pyro.infer.ELBO``
@@ -214,13 +214,13 @@ class _Loop:
         site, value = _first_nonfinite(self.model, self.guide, self.data)
         if step == 0:
             raise InputError(
-                f"site '{site}': the loss is not finite at the first step (value {value}); check the start of the guide "
-                "and the scale of the data."
+                f"site '{site}': the loss is not finite at the first step (value {value}); check the start of the "
+                "guide and the scale of the data."
             )
         return Status(
             "diverged",
-            f"Diverged at step {step + 1}: the loss or its gradient is not finite (site '{site}', value {value}); draws "
-            "are from the last finite step. Lower lr, set clip_norm, or raise num_particles.",
+            f"Diverged at step {step + 1}: the loss or its gradient is not finite (site '{site}', value {value}); "
+            "draws are from the last finite step. Lower lr, set clip_norm, or raise num_particles.",
         )
 
     def _budget_spent(self) -> Status:
@@ -287,8 +287,8 @@ def _laplace_draws(guide: Any, sites: Sites, density: Density | None, shape: tup
     q = laplace(density.grad, point[0], full_rank=True)
     if q is None:
         raise InputError(
-            "guide='laplace': the curvature at the mode is not positive definite, so there is no Laplace approximation; "
-            "the mode may lie at a boundary or at infinity. Use guide='normal' or NUTS."
+            "guide='laplace': the curvature at the mode is not positive definite, so there is no Laplace "
+            "approximation; the mode may lie at a boundary or at infinity. Use guide='normal' or NUTS."
         )
     z = np.random.default_rng(seed).standard_normal((shape[0] * shape[1], density.dim))
     return gaussian_draws(density, q, z)

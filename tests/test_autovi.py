@@ -154,7 +154,7 @@ def test_the_best_of_several_starts_is_kept():
 
 def test_starts_that_disagree_are_reported():
     results = [fit(two_modes, {"y": torch.tensor(2.0)}, AutoVI(num_starts=2), seed=seed) for seed in range(6)]
-    apart = [np.ptp(r.state["starts"]["elbo"]) > 5 for r in results]
+    apart = [bool(np.ptp(r.state["starts"]["elbo"]) > 5) for r in results]
     assert any(apart)
     assert not all(apart)
     for result, disagree in zip(results, apart, strict=True):
