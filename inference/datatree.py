@@ -81,8 +81,9 @@ def to_datatree(
     plates: Mapping[str, int] = {}
     if fit.model is not None:
         with fit.restored() as sites:
+            _refuse_parts(sites, log_likelihood=log_likelihood, posterior_predictive=posterior_predictive, prior=prior)
             plates = sites.plate_sizes
-            groups["observed_data"] = _group(_numpy(sites.observations), _dims(sites))
+            groups["observed_data"] = _observed_data(sites)
             groups["constant_data"] = _constant_data(sites)
             if log_likelihood:
                 groups["log_likelihood"] = _log_likelihood(fit, sites)
@@ -114,8 +115,20 @@ def _dims(sites: Sites) -> dict[str, tuple[str, ...]]:
     return {name: site.dims for group in sites.groups() for name, site in group.items()}
 
 
-def _numpy(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: value.detach().numpy() for name, value in tensors.items()}
+def _refuse_parts(sites: Sites, **wanted: bool) -> None:
+    """Refuse groups that would concern the rows which a subsampled plate happened to draw."""
+    asked = [group for group, yes in wanted.items() if yes]
+    if asked and sites.subsampled:
+        plate, size = next(iter(sites.subsampled.items()))
+        raise InputError(
+            f"{asked[0]}: plate '{plate}' is subsampled ({size} of {sites.plate_sizes[plate]}), so this would show a "
+            "random part of the data; save the fit and load it with the model without subsample_size."
+        )
+
+
+def _observed_data(sites: Sites) -> Group:
+    whole = [name for name, site in sites.observed.items() if not set(site.plates) & set(sites.subsampled)]
+    return _group({name: sites.observations[name].detach().numpy() for name in whole}, _dims(sites))
 
 
 def _flat(fit: Fit) -> dict[str, np.ndarray]:
