@@ -1,6 +1,7 @@
 """A fit in one file, readable without executing anything that the file contains."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from inference.errors import InputError
 from inference.fit import Engine, Fit, Problem, Run, Status
 from inference.nuts import NUTS
 from inference.svi import SVI
+from inference.validate import model_function, prepare_data
 
 FORMAT = 1
 ENGINES: dict[str, type] = {"NUTS": NUTS, "SVI": SVI, "AutoVI": AutoVI}
@@ -42,18 +44,23 @@ class SavedEngine:
 def save_fit(fit: Fit, path: str | Path) -> Path:
     """Write a fit to one file: draws, statistics, history, data, fitted parameters, and how it was made.
 
-    The model and a guide are code and are not saved; give the model to `load_fit` for what needs it.
+    The model and a guide are code and are not saved; give the model to `load_fit` for what needs it. Of the data,
+    numbers, strings, tensors and nests of them are saved.
 
     Returns
     -------
     Path
         The file written.
+
+    Raises
+    ------
+    InputError
+        The folder does not exist.
     """
     path = Path(path)
-    constrained = {}
-    if fit.model is not None:
-        with fit.restored():
-            constrained = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    if not path.parent.is_dir():
+        raise InputError(f"path: no folder {path.parent}; make it first.")
+    params, module = _fitted(fit)
     torch.save(
         {
             "format": FORMAT,
@@ -64,17 +71,34 @@ def save_fit(fit: Fit, path: str | Path) -> Path:
             "engine": _describe_engine(fit.engine),
             "seed": fit.seed,
             "seconds": {part: float(value) for part, value in fit.seconds.items()},
-            "data": _savable(fit.data),
+            "data": _savable_items(fit.data),
             "notes": list(fit.notes),
-            "state": _savable(
-                {k: v for k, v in fit.state.items() if k not in ("params", "guide", "function", "dtype")}
-            ),
+            "state": _savable_items({name: value for name, value in fit.state.items() if name not in _NOT_IN_STATE}),
             "dtype": str(fit.state["dtype"]).removeprefix("torch."),
-            "params": constrained,
+            "params": params,
+            "module": module,
         },
         path,
     )
     return path
+
+
+_PARTS = (
+    *("draws", "stats", "history", "status", "engine", "seed", "seconds", "data", "notes", "state", "dtype"),
+    *("params", "module"),
+)
+# Saved on their own, or code.
+_NOT_IN_STATE = ("params", "module", "guide", "function", "dtype")
+
+
+def _fitted(fit: Fit) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Constrained values of the parameter store, and the state of a model that is a module."""
+    if fit.model is None:  # loaded without its model, and saved again
+        return dict(fit.state["params"]["params"]), dict(fit.state["module"])
+    with fit.restored() as sites:
+        params = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+        module = sites.function.state_dict() if isinstance(sites.function, torch.nn.Module) else {}
+    return params, dict(module)
 
 
 def load_fit(path: str | Path, model: Any = None) -> Fit:
@@ -85,28 +109,16 @@ def load_fit(path: str | Path, model: Any = None) -> Fit:
     path
         The file.
     model
-        The model it was fitted with; needed for log likelihoods, predictive draws, `check` and the like.
+        The model it was fitted with; needed for log likelihoods, predictive draws, `check` and the like. A module is
+        copied, and the copy given the fitted parameters.
 
     Raises
     ------
     InputError
-        No such file, or not a fit.
+        No such file, not a fit, or a model that does not take the data of the fit.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"path: no file {path}.")
-    try:
-        saved = torch.load(path, weights_only=True)
-        version = saved["format"]
-    except Exception as error:
-        raise InputError(f"path: {path} is not a fit written by Fit.save ({type(error).__name__}).") from error
-    if version != FORMAT:
-        raise InputError(f"path: {path} has format {version}, this version reads {FORMAT}; save it again.")
-    params = {
-        "params": saved["params"],
-        "constraints": dict.fromkeys(saved["params"], torch.distributions.constraints.real),
-    }
-    state = {**_arrays(saved["state"]), "dtype": getattr(torch, saved["dtype"]), "params": params}
+    saved = _read(path)
+    function, params = _restore_model(model, saved)
     return Fit(
         draws=_arrays(saved["draws"]),
         stats=_arrays(saved["stats"]),
@@ -118,46 +130,113 @@ def load_fit(path: str | Path, model: Any = None) -> Fit:
         model=model,
         data=saved["data"],
         notes=tuple(saved["notes"]),
-        state=state,
+        state={
+            **_arrays(saved["state"]),
+            "dtype": getattr(torch, saved["dtype"]),
+            "params": {
+                "params": params,
+                "constraints": dict.fromkeys(params, torch.distributions.constraints.real),
+            },
+            **({"module": saved["module"]} if function is None else {"function": function}),
+        },
     )
 
 
+def _read(path: str | Path) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise InputError(f"path: no file {path}.")
+    try:
+        saved = torch.load(path, weights_only=True)
+        version = saved["format"]
+    except Exception as error:
+        raise InputError(f"path: {path} is not a fit written by Fit.save ({type(error).__name__}).") from error
+    if version != FORMAT:
+        raise InputError(f"path: {path} has format {version}, this version reads {FORMAT}; save it again.")
+    missing = [part for part in _PARTS if part not in saved]
+    if missing:
+        raise InputError(f"path: {path} is not a fit written by Fit.save (it lacks {', '.join(missing)}).")
+    return saved
+
+
+def _restore_model(model: Any, saved: Mapping[str, Any]) -> tuple[Callable | None, dict[str, torch.Tensor]]:
+    """Give the model's function, a module with its fitted parameters, and the parameters that it does not own."""
+    params = dict(saved["params"])
+    if model is None:
+        return None, params
+    function = model_function(model)
+    try:
+        prepare_data(function, saved["data"])
+    except InputError as error:
+        raise InputError(
+            f"model: does not take the data of this fit ({error}); give the model that was fitted, and bind arguments "
+            "that a file cannot hold with functools.partial."
+        ) from error
+    if isinstance(function, torch.nn.Module):
+        function = copy.deepcopy(function)
+        try:
+            function.load_state_dict(saved["module"])
+        except RuntimeError as error:
+            raise InputError(f"model: not the module that was fitted ({' '.join(str(error).split())}).") from error
+        # Pyro reads these from the module, unconstrained, and puts them into the store by itself.
+        own = {name.removesuffix("_unconstrained") for name, _ in function.named_parameters()}
+        params = {name: value for name, value in params.items() if name not in own}
+    return function, params
+
+
 def _describe_engine(engine: Engine) -> dict[str, Any]:
-    settings = {f.name: getattr(engine, f.name) for f in fields(engine)}
-    plain = all(isinstance(value, _PLAIN) for value in settings.values())
-    known = ENGINES.get(type(engine).__name__) is type(engine)
+    settings = {f.name: _setting(getattr(engine, f.name)) for f in fields(engine)}
+    known = ENGINES.get(type(engine).__name__) is type(engine) and _OMIT not in settings.values()
     return {
-        "name": type(engine).__name__ if plain and known else "",
-        "settings": settings if plain else {},
+        "name": type(engine).__name__ if known else "",
+        "settings": settings if known else {},
         "text": repr(engine),
         "method": engine.method,
     }
 
 
+def _setting(value: Any) -> Any:
+    """Keep plain settings; name torch's optimiser classes."""
+    if isinstance(value, type) and getattr(torch.optim, value.__name__, None) is value:
+        return {"torch.optim": value.__name__}
+    return value if isinstance(value, _PLAIN) else _OMIT
+
+
 def _make_engine(saved: Mapping[str, Any]) -> Any:
-    if saved["name"]:
-        return ENGINES[saved["name"]](**saved["settings"])
-    return SavedEngine(saved["text"], saved["method"])
+    if not saved["name"]:
+        return SavedEngine(saved["text"], saved["method"])
+    settings = {
+        name: getattr(torch.optim, value["torch.optim"]) if isinstance(value, dict) else value
+        for name, value in saved["settings"].items()
+    }
+    return ENGINES[saved["name"]](**settings)
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.as_tensor(np.ascontiguousarray(value)) for name, value in arrays.items()}
-
-
-def _savable(value: Any) -> Any:
-    """Keep numbers, strings, tensors and nests of them; anything else is code and is left out."""
-    if isinstance(value, Mapping):
-        return {k: _savable(v) for k, v in value.items() if _savable(v) is not _OMIT}
-    if isinstance(value, list | tuple):
-        return type(value)(_savable(v) for v in value)
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(np.ascontiguousarray(value))
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, (*_PLAIN, torch.Tensor)) else _OMIT
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
 
 
 _OMIT = object()
+
+
+def _savable_items(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: kept for name, kept in ((n, _savable(v)) for n, v in values.items()) if kept is not _OMIT}
+
+
+def _savable(value: Any) -> Any:
+    """Keep numbers, strings, tensors and nests of them; anything else is code and is left out, with what holds it."""
+    if isinstance(value, Mapping):
+        kept = _savable_items(value)
+        return kept if len(kept) == len(value) else _OMIT
+    if isinstance(value, list | tuple):
+        kept = [_savable(v) for v in value]
+        return _OMIT if any(v is _OMIT for v in kept) else (kept if isinstance(value, list) else tuple(kept))
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.array(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    return value if isinstance(value, _PLAIN) else _OMIT
 
 
 def _arrays(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,10 @@ def _check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
         raise InputError(f"data: the model needs {', '.join(missing)}; it takes {listing}, and was given {given}.")
 
 
+# A list with one of these in it is meant as an array; one of text or other objects is the model's own business.
+_NUMERIC = (Number, np.ndarray, np.generic, list, tuple)
+
+
 def _as_tensor(label: str, value: Any) -> Any:
     """Convert arrays, columns and lists to tensors; leave scalars, strings and other objects as they are.
 
@@ -79,7 +84,7 @@ def _as_tensor(label: str, value: Any) -> Any:
         value = value.to_numpy()
     if isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
         return [_as_tensor(f"{label}[{i}]", v) for i, v in enumerate(value)]  # ragged sequences, say
-    if isinstance(value, list | tuple) and len(value) and not isinstance(value[0], str):
+    if isinstance(value, list | tuple) and any(isinstance(v, _NUMERIC) for v in value):
         value = _stack(label, value)
     if isinstance(value, np.ndarray):
         value = _from_array(label, value)

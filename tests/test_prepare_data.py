@@ -93,6 +93,7 @@ def test_what_is_no_array_is_left_alone():
     thing = object()
     with isolated(seed=1):
         data = {"a": "text", "b": None, "c": thing, "d": {"k": [1]}, "e": 3, "f": True, "g": ["x", "y"], "h": []}
+        data |= {"i": [thing, thing], "j": (None,), "k": [{"l": 1}]}
         assert prepare_data(lambda **data: None, data) == data
 
 
