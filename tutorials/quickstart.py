@@ -108,9 +108,9 @@ print({name: values.shape for name, values in nuts.draws.items()})
 # ## 4. A guide by hand
 #
 # Any function of the same arguments that samples the same latent sites is a guide. This one uses what we know about the
-# model: given `mean`, `spread` and `noise`, the effect of a feed is exactly normal, with a mean and an sd that textbooks
-# give. So only the other three need parameters. The sd of `mean` is learnt in units of `spread`, because an average of
-# six feeds scatters in proportion to it.
+# model: given `mean`, `spread` and `noise`, the effect of a feed is exactly normal, with a mean and an sd from the
+# textbook. So only the other three need parameters. The sd of `mean` is learnt in units of `spread`, because an average
+# of six feeds scatters in proportion to it.
 
 
 # %%
