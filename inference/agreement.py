@@ -167,7 +167,7 @@ def _partial(
     means = errors.means_hold()
     some = f"{bad.sum()} of {len(labels)} quantities disagree with the reference"
     listed = "; ".join(describe(labels, errors, i) for i in order if bad[i])
-    richer = "Use a richer guide (AutoVI(), SVI(guide='multivariate_normal'), a flow), or the reference's draws."
+    richer = "Use the reference's draws; or try a richer guide, or parameters in which the posterior is rounder."
     # Enough quantities are right to be worth naming: at least as many as are not.
     if good.sum() >= len(labels) / 2:
         names = ", ".join(labels[i] for i in order if not good[i])

@@ -1,5 +1,6 @@
 """`fit`: one driver for every engine, and `Fit`: one result type for every engine."""
 
+import copy
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -172,8 +173,9 @@ class Fit:
         if self.model is None:
             raise InputError("fit: loaded without its model, which this needs; use load_fit(path, model=...).")
         function = self.state.get("function") or model_function(self.model)
-        with isolated(self.seed, dtype=self.state["dtype"]):
-            pyro.get_param_store().set_state(self.state["params"])
+        params = self.state["params"]
+        with isolated(self.seed, dtype=self.state["dtype"], module_values=params["params"], own=[function]):
+            pyro.get_param_store().set_state(_copied(params))
             yield read_sites(function, self.data)
 
     def to_datatree(self, **options: Any) -> xr.DataTree:
@@ -221,27 +223,34 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
     >>> nuts.draws["mu"].shape
     (4, 1000)
     """
-    if not isinstance(engine, Engine):
+    if isinstance(engine, type) or not isinstance(engine, Engine):
         raise InputError(f"engine: expected NUTS(...), SVI(...) or AutoVI(...), got {engine!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: expected a non-negative integer, got {seed!r}.")
-    function = model_function(model)
+    # One joint copy, since model and guide may share a network; the caller's modules and optimiser stay untrained.
+    function, own_engine = copy.deepcopy((model_function(model), engine))
     show = sys.stderr.isatty() if progress is None else progress
-    dtype = engine.floating_dtype(model)
-    with isolated(seed, dtype=dtype):
+    dtype = engine.floating_dtype(function)
+    with isolated(seed, dtype=dtype, own=[function, *vars(own_engine).values()]):
         begin = time.perf_counter()
         prepared = prepare_data(function, data)
         sites = read_sites(function, prepared)
         setup = time.perf_counter() - begin
-        run = engine.run(Problem(sites, seed, show, model))
+        run = own_engine.run(Problem(sites, seed, show, model))
         begin = time.perf_counter()
         draws = _complete(sites, run.draws)
         completion = time.perf_counter() - begin
-        params = pyro.get_param_store().get_state()
+        params = _copied(pyro.get_param_store().get_state())
     seconds = {**run.seconds, "setup": setup + run.seconds.get("setup", 0.0), "other_sites": completion}
     dims = {name: site.dims for group in sites.groups() for name, site in group.items()}
-    state = {**run.state, "dtype": dtype, "params": params, "dims": dims}
+    state = {**run.state, "function": function, "dtype": dtype, "params": params, "dims": dims}
     return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, run.notes, state)
+
+
+def _copied(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a state of the parameter store, so that training or restoring one does not change another."""
+    values = {name: value.detach().clone().requires_grad_() for name, value in params["params"].items()}
+    return {"params": values, "constraints": dict(params["constraints"])}
 
 
 def _complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

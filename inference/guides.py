@@ -57,7 +57,7 @@ def make_guide(guide: str | Callable[..., Any], sites: Sites, *, density: Densit
     """
     if callable(guide):
         return guide
-    if guide not in GUIDES:
+    if not isinstance(guide, str) or guide not in GUIDES:
         raise InputError(f"guide: expected one of {', '.join(GUIDES)} or a callable, got {guide!r}.")
     if sites.unenumerable:
         raise InputError(

@@ -1,10 +1,12 @@
 """The only place that touches Pyro's and torch's global state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.util import get_rng_state, set_rng_state
 
@@ -13,12 +15,48 @@ from inference.errors import InputError
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 
+class _BorrowedModules(Messenger):
+    """Puts the parameters of networks that a model closes over back as they were.
+
+    ``pyro.module`` hands the store the network's own tensors, so that they are trained in place.
+    """
+
+    def __init__(self, values: Mapping[str, torch.Tensor], own: Iterable[Any]) -> None:
+        super().__init__()
+        self.values = values
+        modules = [getattr(value, "__self__", value) for value in own]
+        self.own = {id(p) for m in modules if isinstance(m, torch.nn.Module) for p in m.parameters()}
+        self.before: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _pyro_param(self, msg: dict) -> None:
+        owned = next((a for a in msg["args"] if isinstance(a, torch.nn.Parameter)), None)
+        if owned is None or id(owned) in self.own or msg["name"] in self.before:
+            return
+        self.before[msg["name"]] = owned, owned.detach().clone()
+        value = self.values.get(msg["name"])
+        if value is not None and value.shape == owned.shape:
+            owned.data.copy_(value)
+
+    def put_back(self) -> None:
+        for owned, value in self.before.values():
+            owned.data.copy_(value)
+            owned.grad = None
+
+
 @contextmanager
-def isolated(seed: int, *, dtype: torch.dtype = torch.float64, num_threads: int = 1) -> Iterator[None]:
+def isolated(
+    seed: int,
+    *,
+    dtype: torch.dtype = torch.float64,
+    num_threads: int = 1,
+    module_values: Mapping[str, torch.Tensor] | None = None,
+    own: Iterable[Any] = (),
+) -> Iterator[None]:
     """Run a block with its own parameter store, random streams, dtype, validation and threads.
 
     Everything is put back on the way out, also after an exception: the caller's Pyro parameter store, effect
-    handlers, torch (CPU and GPU), numpy and Python random streams, default dtype, grad mode, validation, thread count.
+    handlers, torch (CPU and GPU), numpy and Python random streams, default dtype, grad mode, validation, thread count,
+    and the parameters of networks that enter by ``pyro.module``.
 
     Parameters
     ----------
@@ -28,6 +66,10 @@ def isolated(seed: int, *, dtype: torch.dtype = torch.float64, num_threads: int 
         Default floating dtype inside the block.
     num_threads
         Threads of torch inside the block. One, because torch splits small operations over threads at a loss.
+    module_values
+        Values, by full parameter name, that such networks have inside the block.
+    own
+        Modules, and methods of modules, that belong to the block: these are left as the block leaves them.
 
     Raises
     ------
@@ -44,7 +86,8 @@ def isolated(seed: int, *, dtype: torch.dtype = torch.float64, num_threads: int 
     rng_state = get_rng_state()
     cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     outer_dtype, outer_threads = torch.get_default_dtype(), torch.get_num_threads()
-    outer_handlers, _PYRO_STACK[:] = list(_PYRO_STACK), []
+    modules = _BorrowedModules(module_values or {}, own)
+    outer_handlers, _PYRO_STACK[:] = list(_PYRO_STACK), [modules]
     try:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(num_threads)
@@ -57,6 +100,7 @@ def isolated(seed: int, *, dtype: torch.dtype = torch.float64, num_threads: int 
         ):
             yield
     finally:
+        modules.put_back()
         _PYRO_STACK[:] = outer_handlers
         torch.set_default_dtype(outer_dtype)
         torch.set_num_threads(outer_threads)

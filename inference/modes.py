@@ -6,6 +6,7 @@ import numpy as np
 
 from inference.autovi import climb_to_mode
 from inference.density import Density
+from inference.errors import InputError
 from inference.fit import Fit
 from inference.gaussian import laplace
 
@@ -15,6 +16,9 @@ MIN_DIP = 1.0
 LINE_POINTS = 20
 # Other modes count when their Laplace mass is at least this share of the mass where the fit is.
 MIN_SHARE = 0.01
+# A fit covers a mode if it has there at least this part of the draws that the mode's mass asks for: a tenth allows for
+# a rough mass, and is more than the stray draws of a Gaussian that belongs to another mode.
+COVERED = 0.1
 # An end point is a mode when the gradient, in units of the local standard deviations, has all but vanished.
 SETTLED_GRADIENT = 1e-2
 
@@ -28,7 +32,8 @@ class ModeSearch:
     num_starts, num_settled
         Starts, and those that ended in a proper mode (others ran off, as in the neck of a funnel).
     num_elsewhere
-        Settled starts in a mode that is cut off from the fit by a dip, with at least 1 % of its mass.
+        Settled starts in a mode that is cut off from the fit's by a dip, with at least 1 % of its mass, and in which
+        the fit has next to no draws.
     message
         One sentence.
     """
@@ -54,7 +59,14 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
         Number of starts.
     seed
         Seed of the starts.
+
+    Raises
+    ------
+    InputError
+        The model has no flat density, or the fit was loaded without its model.
     """
+    if "unconstrained" not in fit.state:
+        raise InputError("fit: the model has no flat log density (subsampled plates or integer sites) to search.")
     with fit.restored() as sites:
         density = Density(sites, hold_params=True)
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
@@ -65,18 +77,38 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
             log_mass = _log_mass_of_draws(density, draws)
         points = density.starts(num_starts, generator=np.random.default_rng(seed))
         ends = [climb_to_mode(density, point) for point in points]
-        masses = [_log_mass(density, end) for end in ends]
-        elsewhere = [
-            end
-            for end, mass in zip(ends, masses, strict=True)
-            if mass is not None and mass > log_mass + np.log(MIN_SHARE) and _dips(density, home, end)
+        settled = [(end, mass) for end in ends if (mass := _log_mass(density, end)) is not None]
+        away = [
+            (end, mass) for end, mass in settled if mass > log_mass + np.log(MIN_SHARE) and _dips(density, home, end)
         ]
-    settled = sum(mass is not None for mass in masses)
+        elsewhere = _uncovered(density, away, draws, log_mass)
     if elsewhere:
-        message = f"{len(elsewhere)} of {num_starts} dispersed starts ended in a mode where the fit has no draws."
+        message = f"{elsewhere} of {num_starts} dispersed starts ended in a mode where the fit has no draws."
     else:
-        message = f"{settled} of {num_starts} dispersed starts settled, none in a mode away from the fit."
-    return ModeSearch(num_starts, settled, len(elsewhere), message)
+        message = f"{len(settled)} of {num_starts} dispersed starts settled, none in a mode away from the fit."
+    return ModeSearch(num_starts, len(settled), elsewhere, message)
+
+
+def _uncovered(density: Density, away: list[tuple[np.ndarray, float]], draws: np.ndarray, log_mass: float) -> int:
+    """Count the ends that lie in modes without their part of the draws (a sampler may have visited several modes).
+
+    Of two equal modes each has half the draws. Ordered by distance from a mode, the draw at a tenth of what the mode
+    should have leads into it if the fit covers it.
+    """
+    spread = draws.std(axis=0)
+    spread[spread == 0] = 1.0  # a point guide
+    verdicts: list[tuple[np.ndarray, bool]] = []
+    count = 0
+    for end, mass in away:
+        known = next((covered for mode, covered in verdicts if not _dips(density, mode, end)), None)
+        if known is None:
+            rank = int(COVERED * 0.5 * min(1.0, np.exp(mass - log_mass)) * len(draws))
+            distances = (((draws - end) / spread) ** 2).sum(axis=1)
+            near = draws[np.argsort(distances)[rank]]
+            known = not _dips(density, climb_to_mode(density, near), end)
+            verdicts.append((end, known))
+        count += not known
+    return count
 
 
 def _log_mass(density: Density, mode: np.ndarray) -> float | None:

@@ -74,8 +74,7 @@ class NUTS:
     def __post_init__(self) -> None:
         for name, least in (("num_warmup", 1), ("num_samples", 4), ("num_chains", 1), ("max_tree_depth", 1)):
             check_count(name, getattr(self, name), least=least)
-        if not 0 < self.target_accept < 1:
-            raise InputError(f"target_accept: expected a number between 0 and 1, got {self.target_accept!r}.")
+        check_number("target_accept", self.target_accept, above=0.0, below=1.0)
         if self.backend not in BACKENDS:
             raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}.")
         if self.adaptation not in ADAPTATIONS:
@@ -129,6 +128,13 @@ def check_count(name: str, value: Any, *, least: int) -> None:
     """Refuse anything but an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}.")
+
+
+def check_number(name: str, value: Any, *, above: float, below: float = float("inf")) -> None:
+    """Refuse anything but a number strictly between two others."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < below:
+        limits = f"above {above:g}" if below == float("inf") else f"between {above:g} and {below:g}"
+        raise InputError(f"{name}: expected a number {limits}, got {value!r}.")
 
 
 def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:

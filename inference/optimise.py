@@ -1,6 +1,5 @@
 """Optimisers for SVI: any of torch's or Pyro's behind one small interface."""
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,10 +50,10 @@ class TorchStepper:
 
 
 class PyroStepper:
-    """A user's Pyro optimiser, copied, so that the caller's keeps its state."""
+    """A user's Pyro optimiser. `inference.fit.fit` has copied it, so that the caller's keeps its state."""
 
     def __init__(self, optimizer: PyroOptim) -> None:
-        self.optimizer = copy.deepcopy(optimizer)
+        self.optimizer = optimizer
 
     def step(self, params: Iterable[torch.Tensor]) -> float:
         """Take one step; return the gradient norm before clipping."""
@@ -88,7 +87,7 @@ def make_stepper(
     if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
         raise InputError(
             f"optimizer: expected a torch optimiser class such as torch.optim.Adam (or functools.partial of one), or a "
-            f"pyro.optim object, got {optimizer!r}."
+            f"pyro.optim object, got {repr(optimizer) if isinstance(optimizer, str) else type(optimizer).__name__}."
         )
     return TorchStepper(optimizer, lr=lr, schedule=schedule, clip_norm=clip_norm)
 

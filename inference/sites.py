@@ -234,15 +234,23 @@ def _kind(node: Mapping[str, Any]) -> str:
 def _site(node: Mapping[str, Any]) -> Site:
     name, value = node["name"], node["value"]
     shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-    # A deterministic site declares all its axes as event axes, so its plates are recognised by size.
-    event_dim = 0 if is_deterministic(node) else node["fn"].event_dim
     dims = [f"{name}_dim_{i}" for i in range(len(shape))]
     frames = [f for f in node["cond_indep_stack"] if f.vectorized]
+    event_dim = _event_dim(shape, frames) if is_deterministic(node) else node["fn"].event_dim
     for frame in frames:
         axis = len(shape) - event_dim + frame.dim
         if 0 <= axis < len(shape) and shape[axis] == frame.size:
             dims[axis] = frame.name
     return Site(name, shape, tuple(dims), tuple(f.name for f in frames))
+
+
+def _event_dim(shape: tuple[int, ...], frames: list[Any]) -> int:
+    """Find the event axes of a deterministic site, which declares none: the most that leave its plates in place."""
+    for event_dim in reversed(range(len(shape))):
+        axes = [(len(shape) - event_dim + f.dim, f.size) for f in frames]
+        if all(axis >= 0 and shape[axis] == size for axis, size in axes):
+            return event_dim
+    return 0
 
 
 def _check_observation(node: Mapping[str, Any], again: Callable[[], Mapping[str, Any]]) -> None:
@@ -258,9 +266,18 @@ def _check_observation(node: Mapping[str, Any], again: Callable[[], Mapping[str,
         inside = fn.support.check(value)
     except NotImplementedError:  # some supports cannot be checked
         return
-    mask = getattr(fn, "_mask", None)
-    if isinstance(mask, torch.Tensor):
-        inside = inside | ~mask
+    for mask in (getattr(fn, "_mask", None), node["mask"]):
+        if isinstance(mask, torch.Tensor):
+            inside = inside | ~mask
+    try:
+        fn.log_prob(value)
+    except RuntimeError as error:
+        raise InputError(
+            f"site '{name}': {type(_base(fn)).__name__} cannot score observations of {value.dtype} "
+            f"({' '.join(str(error).split())}); give them as floating numbers, y.double() for instance."
+        ) from None
+    except ValueError:  # outside the support, which is what is checked here
+        pass
     if inside.all() or not _same_support(fn.support, again()["fn"].support):
         return
     first = torch.nonzero(~inside)[0].tolist() if inside.dim() else []

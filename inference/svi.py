@@ -1,9 +1,8 @@
 """Stochastic variational inference: Pyro's ELBOs, any guide, any optimiser."""
 
-import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from inference.errors import InputError
 from inference.fit import Problem, Run, Status
 from inference.gaussian import gaussian_draws, laplace, mean_and_error
 from inference.guides import check_guide, draw_guide, make_guide, samples_discrete, unconstrained_draws
-from inference.nuts import check_count
+from inference.nuts import check_count, check_number
 from inference.optimise import PyroStepper, TorchStepper, make_stepper
 from inference.sites import Sites
 from inference.stopping import Stages, improvement, plateaued
@@ -90,8 +89,8 @@ class SVI:
             raise InputError("lr_schedule: needs num_steps; without it the learning rate is lowered at plateaus.")
         for name in ("lr", "clip_norm"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
-                raise InputError(f"{name}: expected a positive number, got {value!r}.")
+            if value is not None:
+                check_number(name, value, above=0.0)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}.")
         make_stepper(self.optimizer, lr=self.lr, schedule=self.lr_schedule, clip_norm=self.clip_norm)
@@ -100,15 +99,14 @@ class SVI:
         """Give float32 for modules with float32 parameters, else float64, unless ``dtype`` says otherwise."""
         if self.dtype is not None:
             return DTYPES[self.dtype]
-        owners = [getattr(f, "__self__", f) for f in (self.guide, getattr(model, "model", model))]
+        owners = [getattr(f, "__self__", f) for f in (self.guide, model)]
         params = [p for m in owners if isinstance(m, torch.nn.Module) for p in m.parameters()]
         return torch.float32 if any(p.dtype == torch.float32 for p in params) else torch.float64
 
     def run(self, problem: Problem) -> Run:
         """Optimise and draw; called by `inference.fit.fit`."""
         begin = time.perf_counter()
-        function, guide = copy.deepcopy((problem.sites.function, self.guide))  # jointly: they may share a module
-        sites = replace(problem.sites, function=function)
+        sites, guide = problem.sites, self.guide
         density = _density(sites) if isinstance(guide, str) and not sites.params else None
         guide = make_guide(guide, sites, density=density, seed=problem.seed)
         discrete_in_guide = samples_discrete(check_guide(guide, sites), sites)
@@ -133,7 +131,6 @@ class SVI:
                 "num_gradients": len(loop.losses) * self.num_particles,
                 "backend": f"{type(loss).__name__}, eager Pyro",
                 "guide": guide,
-                "function": function,
             },
         )
 
@@ -196,7 +193,8 @@ class _Loop:
 
     def _step(self) -> bool:
         """Take a step; return False, and leave the parameters as they are, if the loss or a gradient is not finite."""
-        with poutine.trace(param_only=True) as capture:
+        # Validated once, when the model was read; Pyro would refuse masked values and moving supports at each step.
+        with pyro.validation_enabled(False), poutine.trace(param_only=True) as capture:
             loss = self.loss.loss_and_grads(self.model, self.guide, **self.data)
         params = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
         params = list({id(p): p for p in params}.values())

@@ -57,7 +57,6 @@ def test_a_plate_that_is_also_a_site_or_has_two_sizes_is_refused(clash):
         fit(clash, {"x": [1.0, 2.0, 3.0]}, QUICK)
 
 
-@pytest.mark.xfail(reason="sites looks for the plates of a deterministic site at its last axes only")
 def test_deterministic_vectors_in_plates_have_the_dims_of_the_plates():
     def model(y):
         with pyro.plate("row", 2):

@@ -123,7 +123,6 @@ def test_masked_observations_may_lie_outside_the_support():
         read(model, data | {"mask": [True, True]})
 
 
-@pytest.mark.xfail(reason="sites looks at the mask of the distribution only, not at that of the handler")
 def test_a_mask_may_come_from_a_handler():
     def model(y, mask):
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
@@ -139,7 +138,6 @@ def masked(y):
         pyro.sample("obs", dist.Poisson(rate).mask(y >= 0), obs=y)
 
 
-@pytest.mark.xfail(reason="Pyro's validation raises ValueError inside SVI's step")
 def test_svi_steps_through_a_moving_support():
     try:
         result = fit(moving_support, {"y": Y}, ENGINES["svi"])
@@ -148,12 +146,10 @@ def test_svi_steps_through_a_moving_support():
     assert result.status.kind in ("diverged", "budget_spent")
 
 
-@pytest.mark.xfail(reason="Pyro's validation raises ValueError inside SVI's step")
 def test_svi_steps_past_masked_observations():
     assert np.isfinite(fit(masked, {"y": [3.0, -1.0]}, ENGINES["svi"]).draws["rate"]).all()
 
 
-@pytest.mark.xfail(reason="torch's Bernoulli raises RuntimeError on integers and booleans")
 @pytest.mark.parametrize("y", [[1, 0], [True, False]], ids=["integers", "booleans"])
 @pytest.mark.parametrize("engine", ["nuts", "svi"])
 def test_coins_may_be_integers_or_booleans_or_are_refused(y, engine):

@@ -106,7 +106,7 @@ def test_log_weights_average_to_the_bound(guide):
     assert abs(-losses.mean() - result.state["elbo"]) < 4.5 * error + 0.05
 
 
-@pytest.mark.parametrize("elbo", [*ELBOS, Trace_ELBO(num_particles=3)], ids=str)
+@pytest.mark.parametrize("elbo", [*ELBOS, Trace_ELBO(num_particles=3)], ids=[*ELBOS, "object"])
 def test_every_elbo_by_name_runs(elbo):
     result = fit(line, LINE, SVI(elbo=elbo, num_particles=2, num_steps=30, **SMALL), seed=1)
     assert np.isfinite(result.history["loss"]).all()
