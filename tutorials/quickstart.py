@@ -183,7 +183,7 @@ comparison.to_html(out / "quickstart_report.html")  # the same with figures, in 
 # and predictive draws. The labels that we kept become coordinates.
 
 # %%
-coords = {"feed_plate": list(labels)}  # "feed" is also the name of a variable, so the dimension is called feed_plate
+coords = {"feed": list(labels)}  # by plate; the dimension is called feed_plate, because "feed" is also a variable
 tree = nuts.to_datatree(coords=coords, log_likelihood=True, posterior_predictive=True)
 print(arviz_stats.summary(tree, var_names=["mean", "spread", "noise", "average"]))
 
