@@ -154,3 +154,10 @@ def test_counts_are_positive_integers(engine, name, value):
     with pytest.raises(InputError, match=rf"^{name}: expected an integer of at least \d, got {value!r}\.$"):
         engine(**{name: value})
     assert getattr(engine(**{name: 7}), name) == 7  # the mended
+
+
+def test_a_point_guide_has_no_weights_and_says_why():
+    result = fit_normal(short(guide="delta"))
+    assert set(result.stats) == {"lp"}
+    assert any("no log weights: a point guide has no density" in note for note in result.notes)
+    assert set(fit_normal(short()).stats) == {"lp", "log_q", "log_weight"}

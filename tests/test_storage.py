@@ -171,8 +171,11 @@ def test_verdicts_are_equal(original, loaded):
     assert repr(check(loaded)) == repr(check(original))  # as text, because nan != nan
 
 
-def test_mode_searches_are_equal(original, loaded):
-    assert search_modes(loaded, num_starts=2) == search_modes(original, num_starts=2)
+@pytest.mark.parametrize("case", ["module", "with_param"])
+def test_mode_searches_are_equal(case, tmp_path):
+    result = fit(*CASES[case], seed=5)
+    again = load_fit(result.save(tmp_path / "fit"), CASES[case][0])
+    assert search_modes(again, num_starts=2) == search_modes(result, num_starts=2)
 
 
 def test_parameters_are_equal(original, loaded):
@@ -218,6 +221,32 @@ def test_a_module_of_the_caller_stays_as_it_was(tmp_path):
         sites.function(**sites.data)
         assert pyro.get_param_store()["shift"].item() > 1.0
         assert pyro.get_param_store()["width"].item() != 1.0
+
+
+def with_network(network):
+    def regression(x, y):
+        mean = pyro.module("network", network)(x)[:, 0]
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+    return regression
+
+
+def test_a_network_in_a_closure_is_given_its_trained_weights(tmp_path):
+    torch.manual_seed(0)
+    regression = with_network(torch.nn.Linear(1, 1).double())
+    result = fit(regression, {"x": [[1.0], [2.0], [3.0]], "y": [5.0, 6.0, 7.0]}, short(lr=0.1))
+    path = result.save(tmp_path / "fit")
+    network = torch.nn.Linear(1, 1).double()
+    before = network.weight.item()
+    again = load_fit(path, with_network(network))
+    for one, other in zip(
+        *(f.to_datatree(log_likelihood=True)["log_likelihood"]["y"].values for f in (result, again)), strict=True
+    ):
+        np.testing.assert_allclose(other, one, rtol=1e-9)
+    assert repr(check(again)) == repr(check(result))
+    assert network.weight.item() == before
 
 
 def test_float32_stays_float32(tmp_path):
