@@ -7,7 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from pyro.util import get_rng_state, set_rng_state
 
 from inference.errors import InputError
@@ -55,8 +55,8 @@ def isolated(
     """Run a block with its own parameter store, random streams, dtype, validation and threads.
 
     Everything is put back on the way out, also after an exception: the caller's Pyro parameter store, effect
-    handlers, torch (CPU and GPU), numpy and Python random streams, default dtype, grad mode, validation, thread count,
-    and the parameters of networks that enter by ``pyro.module``.
+    handlers and plates, torch (CPU and GPU), numpy and Python random streams, default dtype, grad mode, validation,
+    thread count, and the parameters of networks that enter by ``pyro.module``.
 
     Parameters
     ----------
@@ -88,6 +88,8 @@ def isolated(
     outer_dtype, outer_threads = torch.get_default_dtype(), torch.get_num_threads()
     modules = _BorrowedModules(module_values or {}, own)
     outer_handlers, _PYRO_STACK[:] = list(_PYRO_STACK), [modules]
+    outer_plates, _DIM_ALLOCATOR._stack = _DIM_ALLOCATOR._stack, []
+    outer_enumeration, _ENUM_ALLOCATOR.__dict__ = _ENUM_ALLOCATOR.__dict__, {}
     try:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(num_threads)
@@ -102,6 +104,7 @@ def isolated(
     finally:
         modules.put_back()
         _PYRO_STACK[:] = outer_handlers
+        _DIM_ALLOCATOR._stack, _ENUM_ALLOCATOR.__dict__ = outer_plates, outer_enumeration
         torch.set_default_dtype(outer_dtype)
         torch.set_num_threads(outer_threads)
         set_rng_state(rng_state)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 
 from inference import NUTS, SVI, AutoVI, InputError, fit, isolated
 from inference.isolation import _BorrowedModules
@@ -69,6 +69,8 @@ def snapshot():
             pyro.infer.is_validation_enabled(),
         ),
         "handlers": [id(handler) for handler in _PYRO_STACK],
+        "plates": list(_DIM_ALLOCATOR._stack),
+        "enumeration": repr(vars(_ENUM_ALLOCATOR)),
         "numpy errors": np.geterr(),
         "settings of Pyro": pyro.settings.get(),
     }
@@ -98,7 +100,7 @@ def put_back():
     pyro.param("width", torch.tensor(3.0), constraint=constraints.positive)
     yield
     pyro.clear_param_store()
-    del _PYRO_STACK[:]
+    del _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:]
     torch.set_rng_state(streams[0])
     np.random.set_state(streams[1])
     random.setstate(streams[2])
@@ -137,6 +139,8 @@ MISDEEDS = {
     "threads": lambda: torch.set_num_threads(2),
     "validation": lambda: pyro.enable_validation(False),
     "handlers": lambda: poutine.trace().__enter__(),
+    "plates": lambda: pyro.plate("row", 3).__enter__(),
+    "enumeration": lambda: _ENUM_ALLOCATOR.set_first_available_dim(-7),
 }
 
 
@@ -167,13 +171,14 @@ def test_isolated_has_a_parameter_store_of_its_own(fails):
 
 
 def test_inside_is_as_promised():
-    with torch.inference_mode(), poutine.trace(), isolated(seed=1):
+    with torch.inference_mode(), poutine.trace(), pyro.plate("row", 3), isolated(seed=1):
         assert torch.get_default_dtype() == torch.float64
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         assert torch.get_num_threads() == 1
         assert dist.is_validation_enabled()
         assert [type(handler) for handler in _PYRO_STACK] == [_BorrowedModules]
+        assert _DIM_ALLOCATOR._stack == []
 
 
 def draw_from_every_stream():
@@ -216,7 +221,7 @@ def callers_world(name):
     return {
         "plain": nullcontext,
         "trace": poutine.trace,
-        "plate": lambda: pyro.plate("outer", 5, dim=-3),
+        "plate": lambda: pyro.plate("row", 5),  # named like the model's own, and at the same dim
         "substitute": lambda: poutine.condition(data={"mu": torch.tensor(99.0)}),
         "no_grad": torch.no_grad,
         "inference_mode": torch.inference_mode,
