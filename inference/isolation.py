@@ -1,5 +1,6 @@
 """The only place that touches Pyro's and torch's global state."""
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from pyro.util import get_rng_state, set_rng_state
 from inference.errors import InputError
 
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
+# Pyro's state belongs to the process, so threads take turns; a thread may nest blocks.
+_TURN = threading.RLock()
 
 
 class _BorrowedModules(Messenger):
@@ -83,30 +86,31 @@ def isolated(
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise InputError(f"seed: expected an integer from 0 to {MAX_SEED}, got {seed!r}.")
-    rng_state = get_rng_state()
-    cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    outer_dtype, outer_threads = torch.get_default_dtype(), torch.get_num_threads()
-    modules = _BorrowedModules(module_values or {}, own)
-    outer_handlers, _PYRO_STACK[:] = list(_PYRO_STACK), [modules]
-    outer_plates, _DIM_ALLOCATOR._stack = _DIM_ALLOCATOR._stack, []
-    outer_enumeration, _ENUM_ALLOCATOR.__dict__ = _ENUM_ALLOCATOR.__dict__, {}
-    try:
-        torch.set_default_dtype(dtype)
-        torch.set_num_threads(num_threads)
-        pyro.set_rng_seed(seed)
-        with (
-            pyro.get_param_store().scope(),
-            pyro.validation_enabled(True),
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-        ):
-            yield
-    finally:
-        modules.put_back()
-        _PYRO_STACK[:] = outer_handlers
-        _DIM_ALLOCATOR._stack, _ENUM_ALLOCATOR.__dict__ = outer_plates, outer_enumeration
-        torch.set_default_dtype(outer_dtype)
-        torch.set_num_threads(outer_threads)
-        set_rng_state(rng_state)
-        if cuda_state is not None:
-            torch.cuda.set_rng_state_all(cuda_state)
+    with _TURN:
+        rng_state = get_rng_state()
+        cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        outer_dtype, outer_threads = torch.get_default_dtype(), torch.get_num_threads()
+        modules = _BorrowedModules(module_values or {}, own)
+        outer_handlers, _PYRO_STACK[:] = list(_PYRO_STACK), [modules]
+        outer_plates, _DIM_ALLOCATOR._stack = _DIM_ALLOCATOR._stack, []
+        outer_enumeration, _ENUM_ALLOCATOR.__dict__ = _ENUM_ALLOCATOR.__dict__, {}
+        try:
+            torch.set_default_dtype(dtype)
+            torch.set_num_threads(num_threads)
+            pyro.set_rng_seed(seed)
+            with (
+                pyro.get_param_store().scope(),
+                pyro.validation_enabled(True),
+                torch.inference_mode(mode=False),
+                torch.enable_grad(),
+            ):
+                yield
+        finally:
+            modules.put_back()
+            _PYRO_STACK[:] = outer_handlers
+            _DIM_ALLOCATOR._stack, _ENUM_ALLOCATOR.__dict__ = outer_plates, outer_enumeration
+            torch.set_default_dtype(outer_dtype)
+            torch.set_num_threads(outer_threads)
+            set_rng_state(rng_state)
+            if cuda_state is not None:
+                torch.cuda.set_rng_state_all(cuda_state)

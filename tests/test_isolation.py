@@ -1,6 +1,7 @@
 """A fit leaves nothing behind: the caller's streams, parameters, settings and effect handlers stay as they were."""
 
 import random
+import threading
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -310,6 +311,23 @@ def test_a_fit_in_between_changes_nothing(name, reference_fits):
     between = fit(other_model, DATA, ENGINES[name], seed=3)
     assert between.draws["mu"].mean() < reference_fits[name].draws["mu"].mean() - 1
     assert_same(fit(model, DATA, ENGINES[name], seed=3), reference_fits[name])
+
+
+def test_threads_take_turns(reference_fits):
+    results = []
+
+    def work():
+        results.append(fit(model, DATA, ENGINES["svi"], seed=3))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    with unchanged():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(results) == 3
+    for result in results:
+        assert_same(result, reference_fits["svi"])
 
 
 def test_guides_with_clashing_parameters():
