@@ -44,7 +44,7 @@ def scalar(y):
 
 MADE = {
     "eight_schools": (MODELS["eight_schools"], MODELS["eight_schools"].data()),
-    "gaussian_mixture": (MODELS["gaussian_mixture"], MODELS["gaussian_mixture"].data()),
+    "gaussian_mixture": (MODELS["gaussian_mixture"], {"x": MODELS["gaussian_mixture"].data()["x"][::3]}),
     "nested": (nested, {"y": np.random.default_rng(0).normal(size=(2, 4, 3)), "x": np.arange(4.0)}),
     "scalar": (scalar, {"y": torch.tensor(0.5)}),
 }
@@ -115,7 +115,7 @@ def test_dims_come_from_the_plates(trees):
         "weights": ((*sample, "weights_dim_0"), (2, 100, 2)),
         "loc": ((*sample, "loc_dim_0"), (2, 100, 2)),
         "scale": ((*sample, "component"), (2, 100, 2)),
-        "assignment": ((*sample, "data"), (2, 100, 150)),
+        "assignment": ((*sample, "data"), (2, 100, 50)),
     }
     assert trees["gaussian_mixture", "nuts"]["posterior"]["assignment"].dtype == np.int64
 
@@ -303,7 +303,8 @@ def test_loo_of_a_mixture_sums_out_the_assignments(engine, trees):
     drawn = (uniform > posterior["weights"].values[:, :, :1]).astype(int)
     loc, scale = (np.take_along_axis(posterior[name].values, drawn, axis=-1) for name in ("loc", "scale"))
     by_hand["log_likelihood"]["x"] = by_hand["log_likelihood"]["x"].copy(data=norm.logpdf(x, loc, scale))
-    assert loo(by_hand).elpd < loo(tree).elpd - 50
+    with np.errstate(divide="ignore"):  # it is so wrong that weights underflow
+        assert loo(by_hand).elpd < loo(tree).elpd - 20
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -321,10 +321,8 @@ def test_threads_take_turns(reference_fits):
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     with unchanged():
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
     assert len(results) == 3
     for result in results:
         assert_same(result, reference_fits["svi"])

@@ -73,7 +73,7 @@ def test_prepared_data_are_copies():
     ("given", "dtype"),
     [
         (np.array([1, 2], dtype=np.uint8), torch.int64),  # torch indexes with uint8 as with a mask
-        (np.array([1, 2], dtype=">i4"), torch.int32),
+        (np.array([1, 2], dtype=">i4"), torch.int64),
         ([True, False], torch.bool),
         ([1, 2], torch.int64),
         ([[1.0], [2.0]], torch.float64),
