@@ -170,10 +170,12 @@ def _partial(
     richer = "Use the reference's draws; or try a richer guide, or parameters in which the posterior is rounder."
     # Enough quantities are right to be worth naming: at least as many as are not.
     if good.sum() >= len(labels) / 2:
-        names = ", ".join(labels[i] for i in order if not good[i])
+        names = ", ".join(labels[i] for i in order if bad[i])
+        unclear = ", ".join(labels[i] for i in order if not good[i] and not bad[i])
         reason = (
             f"{good.sum()} of {len(labels)} quantities agree with the reference; not these: {_shorten(names)}. "
             f"Worst is {describe(labels, errors, order[0])}."
+            + (f" Unclear within Monte Carlo error: {_shorten(unclear)}." if unclear else "")
         )
         return VerdictKind.SOME_PARAMETERS, reason, richer
     if means.all():
@@ -248,7 +250,11 @@ def describe(labels: tuple[str, ...], errors: Errors, i: int) -> str:
 
 
 def _shorten(text: str, width: int = 300) -> str:
-    return text if len(text) <= width else text[:width].rsplit(" ", 1)[0].rstrip(",;") + " and more"
+    """Cut a list after a whole item."""
+    if len(text) <= width:
+        return text
+    mark = "; " if "; " in text else ", "
+    return text[:width].rsplit(mark, 1)[0] + f"{mark}and more"
 
 
 def _numbers(errors: Errors, states: np.ndarray, weights: Weights | None) -> dict[str, float]:

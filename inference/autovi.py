@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from tqdm.auto import tqdm
 
 from inference.density import Density
 from inference.errors import InputError
-from inference.fit import Problem, Run, Status
-from inference.gaussian import Fitted, Gaussian, base_draws, elbo, fit_gaussian, gaussian_draws, laplace
+from inference.fit import Problem, Run, Status, short_repr
+from inference.gaussian import Fitted, Gaussian, base_draws, elbo, fit_gaussian, gaussian_draws
 from inference.nuts import check_count
+from inference.starts import best_gaussian
 
 # A full covariance has D^2/2 numbers and needs N >= 2D draws; beyond this many dimensions a mean field is fitted.
 MAX_FULL_RANK = 250
@@ -25,11 +25,9 @@ MIN_DRAWS, MAX_DRAWS, FRESH_DRAWS = 32, 4096, 2048
 MAX_FRESH_NUMBERS = 2**24
 # Starts agree when the best two bounds differ by less than this, in nats, plus two standard errors.
 AGREEMENT = 0.1
-# The ascent to a mode that offers a Laplace start is short: a mode may lie at infinity (funnels).
-MODE_STEPS = 100
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AutoVI:
     """Gaussian variational posterior by L-BFGS on fixed orthogonal-antithetic draws, from several starts.
 
@@ -61,6 +59,8 @@ class AutoVI:
     def __post_init__(self) -> None:
         for name, least in (("num_samples", 4), ("num_chains", 1), ("num_starts", 1)):
             check_count(name, getattr(self, name), least=least)
+
+    __repr__ = short_repr
 
     def floating_dtype(self, model: Any) -> torch.dtype:
         """Give float64, always: L-BFGS on a smooth loss is limited by rounding."""
@@ -144,7 +144,7 @@ class _Climb:
         runs, bounds, errors = [], [], []
         points = self.density.starts(num, generator=self.rng)
         for point in tqdm(points, desc="starts", disable=not self.progress, leave=False):
-            run = fit_gaussian(self.density.grad, self._best_start(point, z), z)
+            run = fit_gaussian(self.density.grad, best_gaussian(self.density, point, z, full_rank=self.full_rank), z)
             bound, error = elbo(self.density.log_density, run.gaussian, self.fresh)
             runs.append(run)
             bounds.append(bound)
@@ -174,29 +174,6 @@ class _Climb:
     def _keep(self, fitted: Fitted) -> None:
         self.losses.extend(fitted.losses)
         self.gradient_norms.extend(fitted.gradient_norms)
-
-    def _best_start(self, point: np.ndarray, z: np.ndarray) -> Gaussian:
-        """Choose, by the bound on ``z``, between standard Gaussians at the point and a Laplace fit above it.
-
-        A Laplace start alone can be catastrophic (a mode at the neck of a funnel), so it has to win.
-        """
-        eye = np.eye(len(point)) if self.full_rank else np.ones(len(point))
-        candidates = [Gaussian(point, scale * eye) for scale in (1.0, 0.1)]
-        at_mode = laplace(self.density.grad, climb_to_mode(self.density, point), full_rank=self.full_rank)
-        candidates += [at_mode] if at_mode is not None else []
-        return max(candidates, key=lambda q: elbo(self.density.log_density, q, z)[0])
-
-
-def climb_to_mode(density: Density, point: np.ndarray) -> np.ndarray:
-    """Follow L-BFGS uphill from a point (D,), for at most `MODE_STEPS` steps, to a point of higher log density."""
-
-    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = density.value_and_grad(x)
-        if not (np.isfinite(value) and np.isfinite(gradient).all()):
-            return 1e30, np.zeros_like(x)
-        return -value, -gradient
-
-    return minimize(loss, point, jac=True, method="L-BFGS-B", options={"maxiter": MODE_STEPS}).x
 
 
 def _status(fitted: Fitted, gap: float, starts: _Starts) -> Status:

@@ -140,8 +140,7 @@ def _run(request: Request, engine: Engine, arguments: argparse.Namespace) -> Fit
 
 
 def _tree(fit: Fit, request: Request) -> xr.DataTree:
-    coords = request.coords(fit.to_datatree()) if request.labels else None
-    return fit.to_datatree(coords=coords)
+    return fit.to_datatree()
 
 
 def _one_engine(arguments: argparse.Namespace) -> tuple[str, Engine]:

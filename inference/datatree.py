@@ -247,8 +247,7 @@ def _coords(
     for group, values in groups.items():
         for value, labels in values.values():
             lengths |= dict(zip(labels, value.shape[0 if group in NO_SAMPLES else len(SAMPLE_DIMS) :], strict=True))
-    own = getattr(fit.model, "coords", None)
-    own = {_dim_name(d, taken): list(v) for d, v in own(fit.data).items()} if callable(own) else {}
+    own = {_dim_name(d, taken): labels for d, labels in fit.coords.items()}
     coords = {d: values for d, values in own.items() if lengths.get(d) == len(values)}
     flat = fit.state.get("labels", ())
     if lengths.get("coordinate") == len(flat):

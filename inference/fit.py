@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -106,6 +106,13 @@ class Engine(Protocol):
         ...
 
 
+def short_repr(engine: Any) -> str:
+    """Write an engine with the settings that are not defaults; functions and classes by their names."""
+    changed = [(f.name, getattr(engine, f.name)) for f in fields(engine) if getattr(engine, f.name) != f.default]
+    texts = [f"{name}={getattr(value, '__name__', None) or repr(value)}" for name, value in changed]
+    return f"{type(engine).__name__}({', '.join(texts)})"
+
+
 @dataclass(frozen=True, eq=False)
 class Fit:
     """A posterior, from whichever engine.
@@ -160,6 +167,12 @@ class Fit:
     def num_gradients(self) -> int:
         """Gradient evaluations of the log density, warm-up included."""
         return int(self.state["num_gradients"])
+
+    @property
+    def coords(self) -> dict[str, list]:
+        """Labels of the model's dims (school names, covariates) as the model gives them; a plain function has none."""
+        own = getattr(self.model, "coords", None)
+        return {dim: list(labels) for dim, labels in own(self.data).items()} if callable(own) else {}
 
     @contextmanager
     def restored(self) -> Iterator[Sites]:

@@ -22,15 +22,19 @@ from pyro.infer.autoguide import (
     init_to_value,
 )
 
+from inference.autovi import MAX_FULL_RANK
 from inference.density import Density
 from inference.errors import InputError
+from inference.gaussian import elbo
 from inference.graph import map_draws
 from inference.sites import Sites, is_discrete
+from inference.starts import best_gaussian
 
 # Two autoregressive layers: one, Pyro's default, cannot bend every coordinate, because the first passes unchanged.
 _IAF_TRANSFORMS = 2
-# Guides start at the best, by log density, of this many uniform starts.
-_START_CANDIDATES = 10
+# Guides by name start at the centre of the best of this many dispersed Gaussians, by their bounds on so many draws:
+# stochastic steps of a fixed size do not find a posterior that is hundreds of units away.
+_STARTS, _START_DRAWS = 3, 64
 
 GUIDES: dict[str, Callable[..., AutoGuide]] = {
     "delta": AutoDelta,
@@ -47,8 +51,8 @@ GUIDES: dict[str, Callable[..., AutoGuide]] = {
 def make_guide(guide: str | Callable[..., Any], sites: Sites, *, density: Density | None, seed: int) -> Callable:
     """Give a guide for a model: a name from `GUIDES`, or a callable as it is.
 
-    A guide by name covers the continuous latents; discrete ones are summed out. It starts at the best of a few
-    uniform starts where the model has a flat density, else at prior medians.
+    A guide by name covers the continuous latents; discrete ones are summed out. It starts at the centre of the best of
+    a few dispersed Gaussians where the model has a flat density, else at prior medians.
 
     Raises
     ------
@@ -75,9 +79,12 @@ def make_guide(guide: str | Callable[..., Any], sites: Sites, *, density: Densit
 def _initial_values(density: Density | None, seed: int) -> Callable:
     if density is None:
         return init_to_median
-    points = density.starts(_START_CANDIDATES, generator=np.random.default_rng(seed))
-    best = points[np.argmax(density.log_density(points))]
-    return init_to_value(values={name: torch.as_tensor(v[0]) for name, v in density.constrain(best[None]).items()})
+    rng = np.random.default_rng(seed)
+    z = rng.standard_normal((_START_DRAWS, density.dim))
+    full_rank = density.dim <= MAX_FULL_RANK
+    starts = [best_gaussian(density, p, z, full_rank=full_rank) for p in density.starts(_STARTS, generator=rng)]
+    best = max(starts, key=lambda q: elbo(density.log_density, q, z)[0])
+    return init_to_value(values={name: torch.as_tensor(v[0]) for name, v in density.constrain(best.loc[None]).items()})
 
 
 def check_guide(guide: Callable, sites: Sites) -> poutine.Trace:
@@ -86,7 +93,8 @@ def check_guide(guide: Callable, sites: Sites) -> poutine.Trace:
     Raises
     ------
     InputError
-        The guide fails, misses a latent, samples a site that the model does not have, or gives it another shape.
+        The guide fails, misses a latent, samples a site that the model does not have, gives it another shape, or has
+        two params in one tensor.
     """
     target = guide.forward if isinstance(guide, torch.nn.Module) else guide
     accepted = inspect.signature(target).parameters.values()
@@ -122,7 +130,24 @@ def check_guide(guide: Callable, sites: Sites) -> poutine.Trace:
         expected, got = known[name].shape, tuple(node["value"].shape)
         if expected != got and not set(known[name].plates) & set(sites.subsampled):
             raise InputError(f"guide: site '{name}' has shape {got}; the model's has {expected}.")
+    _refuse_tied(trace)
     return trace
+
+
+def _refuse_tied(trace: poutine.Trace) -> None:
+    """Refuse parameters that were started from one tensor, which makes them one parameter."""
+    owner: dict[int, str] = {}
+    for name, node in trace.nodes.items():
+        if node["type"] == "param":
+            unconstrained = node["value"].unconstrained() if hasattr(node["value"], "unconstrained") else node["value"]
+            if isinstance(unconstrained, torch.nn.Parameter) or not unconstrained.numel():  # a module may tie weights
+                continue
+            first = owner.setdefault(unconstrained.data_ptr(), name)
+            if first != name:
+                raise InputError(
+                    f"guide: params '{first}' and '{name}' share one tensor, so they would be trained as one; start "
+                    "each from a tensor of its own."
+                )
 
 
 def samples_discrete(trace: poutine.Trace, sites: Sites) -> bool:

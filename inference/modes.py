@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inference.autovi import climb_to_mode
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Fit
 from inference.gaussian import laplace
+from inference.starts import climb_to_mode
 
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
 # than a nat is a ripple that no sampler or optimiser notices.

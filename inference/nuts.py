@@ -12,7 +12,7 @@ from nutpie.compiled_pyfunc import from_pyfunc
 
 from inference.density import Density
 from inference.errors import InputError
-from inference.fit import Problem, Run, Status
+from inference.fit import Problem, Run, Status, short_repr
 from inference.pyro_kernel import run_chain
 
 BACKENDS = ("nutpie", "pyro")
@@ -31,7 +31,7 @@ _STATISTICS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class NUTS:
     """No-U-turn sampler (Hoffman & Gelman 2014; multinomial variant of Betancourt 2017).
 
@@ -82,6 +82,8 @@ class NUTS:
         if self.backend == "pyro" and self.adaptation != "diag":
             raise InputError("adaptation: Pyro's kernel here adapts a diagonal mass matrix; use backend='nutpie'.")
 
+    __repr__ = short_repr
+
     def floating_dtype(self, model: Any) -> torch.dtype:
         """Give float64, always: leapfrog errors of single precision spoil long trajectories."""
         return torch.float64
@@ -103,7 +105,7 @@ class NUTS:
         begin = time.perf_counter()
         latents = density.constrain(kept[0].reshape(-1, dim))
         draws = {name: value.reshape(chains, num, *value.shape[1:]) for name, value in latents.items()}
-        warm_share = warmup[1]["n_steps"].sum() / max(stats["n_steps"].sum(), 1)
+        warm_share = float(warmup[1]["n_steps"].sum() / max(stats["n_steps"].sum(), 1))
         return Run(
             draws=draws,
             stats=kept[1],

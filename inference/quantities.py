@@ -9,6 +9,7 @@ import numpy as np
 from inference.diagnostics import Mixing, chain_mixing
 from inference.errors import InputError
 from inference.fit import Fit
+from inference.sites import flat_labels
 
 MAX_NAMES = 6  # in a message; more do not help to find the mistake
 
@@ -20,7 +21,7 @@ class Quantities:
     Attributes
     ----------
     labels
-        Flat names in order of the draws' sites, such as ``mu``, ``theta[3]`` and ``chol[1,0]``.
+        Flat names in order of the draws' sites: ``mu``, ``chol[1,0]``, ``coef[age]`` where the model labels its dims.
     draws
         (chain, draw, quantity), float64.
     identified
@@ -76,19 +77,18 @@ def quantities(fit: Fit) -> Quantities:
     if not kept:
         raise InputError(f"fit: expected a continuous quantity among its sites, got {', '.join(draws) or 'no site'}.")
     columns = [np.asarray(v, dtype=np.float64).reshape(*v.shape[:2], -1) for v in kept.values()]
+    coords = fit.coords
     return Quantities(
-        labels=tuple(label for name, v in kept.items() for label in flat_labels(name, v.shape[2:])),
+        labels=tuple(label for name, v in kept.items() for label in _labels(fit, name, v.shape[2:], coords)),
         draws=np.concatenate(columns, axis=-1),
         identified=callable(identify),
         left_out=tuple(name for name in draws if name not in kept and np.asarray(draws[name]).size),
     )
 
 
-def flat_labels(name: str, shape: tuple[int, ...]) -> list[str]:
-    """Name each scalar of a site: ``mu``, ``theta[0]``, ``theta[1]``, ``chol[0,1]``."""
-    if not shape:
-        return [name]
-    return [f"{name}[{','.join(map(str, index))}]" for index in np.ndindex(*shape)]
+def _labels(fit: Fit, name: str, shape: tuple[int, ...], coords: Mapping[str, list]) -> list[str]:
+    dims = fit.state.get("dims", {}).get(name, ())
+    return flat_labels(name, shape, [coords.get(dim) for dim in dims])
 
 
 def common_quantities(fits: Mapping[str, Fit], *, reference: str) -> dict[str, Quantities]:

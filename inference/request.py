@@ -1,11 +1,9 @@
 """What a command asks for: a model and its data, found and checked before the first fit starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import xarray as xr
 
 from inference.data_files import FileData, parse_setting, read_data
 from inference.errors import InputError
@@ -36,15 +34,22 @@ class Request:
 
     def fit(self, engine: Engine, *, seed: int, progress: bool | None) -> Fit:
         """Fit the model with one engine; what goes wrong inside the model is told in one line."""
+        model = self.source.model
+        if self.labels and not hasattr(model, "coords"):
+            model = _Labelled(model, self.labels)
         with self.source.blamed():
-            return fit(self.source.model, self.data, engine, seed=seed, progress=progress)
+            return fit(model, self.data, engine, seed=seed, progress=progress)
 
-    def coords(self, tree: xr.DataTree) -> dict[str, list]:
-        """Give the labels of text columns to the dims named after them; a `Model` brings its own."""
-        sizes = tree["posterior"].sizes
-        # A plate with the name of a data variable gives the dim <name>_plate.
-        dims = {dim: labels for name, labels in self.labels.items() for dim in (name, f"{name}_plate")}
-        return {dim: labels for dim, labels in dims.items() if sizes.get(dim) == len(labels)}
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A function with labels for its dims: the texts of a column label the plate that is named after it."""
+
+    model: Callable[..., Any]
+    labels: Mapping[str, list[str]]
+
+    def coords(self, data: Mapping[str, Any]) -> dict[str, list[str]]:
+        return dict(self.labels)
 
 
 def read_request(model: str, data: Path | None, settings: Sequence[str], *, known: Mapping[str, Any]) -> Request:

@@ -3,11 +3,11 @@
 Everything else in the package asks this file what a model consists of, so that a model is understood in one way only.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product, zip_longest
 from typing import Any
 
-import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -315,6 +315,18 @@ def _same_support(one: Any, other: Any) -> bool:
     )
 
 
-def flat_labels(name: str, shape: tuple[int, ...]) -> list[str]:
-    """Name every scalar of a site: ``mu``, or ``theta[0]``, ``theta[1]``, ... in C order."""
-    return [f"{name}[{','.join(map(str, i))}]" if i else name for i in np.ndindex(*shape)]
+def flat_labels(name: str, shape: tuple[int, ...], axes: Sequence[Sequence[Any] | None] = ()) -> list[str]:
+    """Name every scalar of a site in C order: ``mu``; ``theta[0]``, ``theta[1]``; ``coef[age]`` where there are labels.
+
+    Parameters
+    ----------
+    name, shape
+        Of the site.
+    axes
+        Labels by axis; None, a wrong number or labels that repeat leave that axis its indices.
+    """
+    chosen = [
+        list(given) if given is not None and len(set(given)) == len(given) == size else range(size)
+        for given, size in zip_longest(axes[: len(shape)], shape)
+    ]
+    return [f"{name}[{','.join(map(str, index))}]" if index else name for index in product(*chosen)]

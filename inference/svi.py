@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from inference.density import Density
 from inference.elbo import make_elbo
 from inference.errors import InputError
-from inference.fit import Problem, Run, Status
-from inference.gaussian import gaussian_draws, laplace, mean_and_error
+from inference.fit import Problem, Run, Status, short_repr
+from inference.gaussian import gaussian_draws, laplace, mean_and_error, unused_gain
 from inference.guides import check_guide, draw_guide, make_guide, samples_discrete, unconstrained_draws
 from inference.nuts import check_count, check_number
 from inference.optimise import PyroStepper, TorchStepper, make_stepper
@@ -27,9 +27,12 @@ from inference.stopping import Stages, improvement, plateaued
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Steps after which a run without num_steps gives up waiting for a plateau.
 MAX_STEPS = 50_000
+# A plateau of the loss is believed only if shifting and rescaling the draws, estimated from this many, would not gain
+# more nats than this: KL 0.5 is the distance of a mean that is off by one standard deviation.
+MAX_UNUSED_GAIN, GAIN_DRAWS = 0.5, 1000
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SVI:
     """Stochastic variational inference with a guide (Hoffman et al. 2013; Ranganath, Gerrish & Blei 2014).
 
@@ -95,6 +98,8 @@ class SVI:
             raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}.")
         make_stepper(self.optimizer, lr=self.lr, schedule=self.lr_schedule, clip_norm=self.clip_norm)
 
+    __repr__ = short_repr
+
     def floating_dtype(self, model: Any) -> torch.dtype:
         """Give float32 for modules with float32 parameters, else float64, unless ``dtype`` says otherwise."""
         if self.dtype is not None:
@@ -118,7 +123,14 @@ class SVI:
         status = loop.optimise(progress=problem.progress)
         optimisation = time.perf_counter() - begin
         begin = time.perf_counter()
-        draws, stats, state, notes = self._draw(guide, sites, density, seed=problem.seed)
+        draws, stats, state, notes, gain = self._draw(guide, sites, density, seed=problem.seed)
+        if status.ok and gain > MAX_UNUSED_GAIN:
+            status = Status(
+                "budget_spent",
+                f"The loss has stopped improving, but shifting and rescaling the draws alone would gain {gain:.1f} "
+                "nats: the steps are too small for the scale of the parameters, or the guide is too rigid. Raise lr, "
+                "rescale the data, or use another guide.",
+            )
         return Run(
             draws=draws,
             stats=stats,
@@ -135,7 +147,7 @@ class SVI:
         )
 
     def _draw(self, guide: Callable, sites: Sites, density: Density | None, *, seed: int) -> tuple:
-        """Draws, statistics, state and notes of the fitted guide."""
+        """Draws, statistics, state and notes of the fitted guide, and the gain it leaves unused."""
         shape = (self.num_chains, self.num_samples)
         density = density or _density(sites)
         notes = [density.reason] if density is not None and density.reason else []
@@ -156,7 +168,10 @@ class SVI:
             bound, error = mean_and_error(stats["log_weight"])
             state |= {"elbo": bound, "elbo_se": error}
         reshaped = {name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()}
-        return reshaped, {name: value.reshape(shape) for name, value in stats.items()}, state, tuple(notes)
+        gain = 0.0
+        if np.isfinite(state.get("elbo", np.nan)) and self.guide != "laplace":  # Laplace does not maximise the ELBO
+            gain = unused_gain(points[:GAIN_DRAWS], density.grad(points[:GAIN_DRAWS])[1])
+        return reshaped, {name: value.reshape(shape) for name, value in stats.items()}, state, tuple(notes), gain
 
 
 class _Loop:

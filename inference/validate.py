@@ -80,6 +80,8 @@ def _as_tensor(label: str, value: Any) -> Any:
     """
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, range):
+        value = list(value)
     if hasattr(value, "to_numpy"):  # pandas and polars columns and frames
         value = value.to_numpy()
     if isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) for v in value):
@@ -103,14 +105,18 @@ def _stack(label: str, value: list | tuple) -> np.ndarray:
 
 def _from_array(label: str, value: np.ndarray) -> torch.Tensor:
     if value.dtype.kind not in "biuf":
-        raise InputError(f"{label}: expected numbers, got an array of {value.dtype}; code categories as 0, 1, ...")
+        raise InputError(
+            f"{label}: expected numbers, got an array of {value.dtype}; code categories as 0, 1, ..., "
+            "pandas.factorize(column, sort=True) for instance."
+        )
     if np.ma.is_masked(value):
         raise InputError(
             f"{label}: expected no gaps, got a masked array with {np.ma.count_masked(value)} of {value.size} values "
             "masked; remove or impute them before the fit."
         )
     # torch knows neither longdouble nor foreign byte orders, and takes uint8 for a mask
-    dtype = {"f": np.float64, "u": np.int64}.get(value.dtype.kind, value.dtype.newbyteorder("="))
+    # or indices; small integers (pandas codes are int8) cannot index
+    dtype = {"f": np.float64, "u": np.int64, "i": np.int64, "b": np.bool_}[value.dtype.kind]
     return torch.from_numpy(np.array(value, dtype=dtype, subok=False))
 
 

@@ -204,7 +204,13 @@ def _without_good_weights(evidence: Evidence, found: Quantities, numbers: str) -
         ratio = np.exp(evidence.shift.log_sd[at])
         reason = f"The sd of {found.labels[at]} is {ratio:.2f} times what importance weights make it; {numbers}."
         return VerdictKind.DO_NOT_TRUST, reason, f"Use a richer guide, or NUTS. {COMPARE}"
-    reason = f"The importance weights do not suffice to judge the draws: {numbers} (limit {evidence.limit:.2f})."
+    if evidence.weights.khat >= evidence.limit:
+        limit = f"k-hat must be below {evidence.limit:.2f}"
+    elif evidence.weights.khat >= limits.KHAT_REWEIGHTED:
+        limit = f"k-hat from {limits.KHAT_REWEIGHTED} to {evidence.limit:.2f} needs a second opinion"
+    else:
+        limit = f"{limits.IS_ESS} effective draws are needed"
+    reason = f"The importance weights do not suffice to judge the draws: {numbers} ({limit})."
     return VerdictKind.CANNOT_TELL, reason, COMPARE
 
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from inference import AutoVI, InputError, fit
-from inference.autovi import MAX_FULL_RANK, climb_to_mode
+from inference.autovi import MAX_FULL_RANK
 from inference.density import Density
-from inference.gaussian import Gaussian, base_draws, elbo, fit_gaussian, laplace
+from inference.gaussian import Gaussian, base_draws, elbo, fit_gaussian, laplace, unused_gain
 from inference.isolation import isolated
 from inference.sites import read_sites
+from inference.starts import climb_to_mode
 from tests.accuracy import assert_moments
 from tests.zoo import SCHOOLS, schools
 
@@ -109,6 +110,17 @@ def test_elbo_of_the_exact_gaussian_is_the_log_normaliser():
     np.testing.assert_allclose(
         q.log_q(np.zeros((1, 3))), -0.5 * np.linalg.slogdet(2 * np.pi * covariance)[1], rtol=1e-12
     )
+
+
+@pytest.mark.parametrize(("shift", "ratio"), [(0.0, 1.0), (1.5, 1.0), (0.0, 0.4), (-0.7, 1.8)])
+def test_unused_gain_is_the_divergence_between_gaussians(shift, ratio):
+    rng = np.random.default_rng(1)
+    mean, sd = np.array([4.0, -20.0]), np.array([1.0, 3.0])
+    points = mean + sd * (shift + ratio * rng.normal(size=(4000, 2)))
+    gradients = -(points - mean) / sd**2
+    # what a shift and a rescaling of q = N(m + shift s, ratio^2 s^2) to p = N(m, s^2) gain, in a quadratic log p
+    expected = 2 * (0.5 * shift**2 * ratio**2 + (-np.log(ratio) + 0.5 * ratio**2 - 0.5))
+    assert unused_gain(points, gradients) == pytest.approx(expected, abs=0.06 + 0.06 * expected)
 
 
 def test_many_dimensions_get_a_mean_field_and_say_so():

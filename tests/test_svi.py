@@ -19,19 +19,19 @@ from tests.accuracy import assert_moments
 from tests.zoo import CASES, SCHOOLS, mixture_tutorial, schools
 
 
-# A Gaussian posterior far from every start, with correlation: mean and covariance are known.
+# A Gaussian posterior with correlation, its means far from zero and its sds from 0.1: mean and covariance are known.
 def line(x, y):
     intercept = pyro.sample("intercept", dist.Normal(0.0, 20.0))
     slope = pyro.sample("slope", dist.Normal(0.0, 20.0))
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(intercept + slope * x, 0.5), obs=y)
+        pyro.sample("y", dist.Normal(intercept + slope * x, 2.5), obs=y)
 
 
 _x = np.linspace(-1.0, 2.0, 20)
-LINE = {"x": _x, "y": 4.0 - 3.0 * _x + 0.5 * np.random.default_rng(0).normal(size=20)}
+LINE = {"x": _x, "y": 40.0 - 30.0 * _x + 2.5 * np.random.default_rng(0).normal(size=20)}
 _design = np.stack([np.ones_like(_x), _x], 1)
-COVARIANCE = np.linalg.inv(_design.T @ _design / 0.25 + np.eye(2) / 400)
-MEAN = COVARIANCE @ _design.T @ LINE["y"] / 0.25
+COVARIANCE = np.linalg.inv(_design.T @ _design / 6.25 + np.eye(2) / 400)
+MEAN = COVARIANCE @ _design.T @ LINE["y"] / 6.25
 # The best mean field has the true means and the conditional standard deviations.
 MEAN_FIELD_SD = np.diag(np.linalg.inv(COVARIANCE)) ** -0.5
 FULL_SD = np.diag(COVARIANCE) ** 0.5
@@ -79,7 +79,9 @@ def assert_line(result, sd):
 def test_recovers_the_exact_posterior_of_its_family(guide, sd):
     result = fit(line, LINE, SVI(guide=guide, **SMALL), seed=1)
     assert_line(result, sd)
-    assert result.history["loss"][:20].mean() > result.history["loss"][-20:].mean() + 100
+    # guides by name start at the mode with a scale of 0.1, the others 40 units away
+    fallen = result.history["loss"][:20].mean() - result.history["loss"][-20:].mean()
+    assert fallen > (1 if isinstance(guide, str) else 100) or guide == "laplace"
 
 
 def test_an_untrained_guide_fails_the_same_check():
@@ -100,10 +102,10 @@ def test_every_guide_by_name_runs(guide):
 @pytest.mark.parametrize("guide", ["normal", "multivariate_normal", "low_rank", "iaf"])
 def test_log_weights_average_to_the_bound(guide):
     """The optimiser's own losses and the log weights of the draws estimate one ELBO, by two routes."""
-    result = fit(line, LINE, SVI(guide=guide, num_steps=800, lr=0.05, **SMALL), seed=1)
-    losses = result.history["loss"][-200:]
+    result = fit(line, LINE, SVI(guide=guide, num_steps=300, lr=1e-12, **SMALL), seed=1)
+    losses = result.history["loss"]
     error = np.hypot(losses.std() / np.sqrt(len(losses)), result.state["elbo_se"])
-    assert abs(-losses.mean() - result.state["elbo"]) < 4.5 * error + 0.05
+    assert abs(-losses.mean() - result.state["elbo"]) < 4.5 * error
 
 
 @pytest.mark.parametrize("elbo", [*ELBOS, Trace_ELBO(num_particles=3)], ids=[*ELBOS, "object"])
@@ -161,17 +163,19 @@ def test_any_optimiser(options):
 
 def test_clipping_bounds_the_total_norm():
     step = partial(torch.optim.SGD, momentum=0.0)
-    free = fit(line, LINE, SVI(optimizer=step, lr=1e-3, num_steps=1, **SMALL), seed=1)
-    clipped = fit(line, LINE, SVI(optimizer=step, lr=1e-3, num_steps=1, clip_norm=1.0, **SMALL), seed=1)
-    assert free.history["gradient_norm"][0] > 100
+    free = fit(line, LINE, SVI(guide=hand_guide, optimizer=step, lr=1e-3, num_steps=1, **SMALL), seed=1)
+    clipped = fit(
+        line, LINE, SVI(guide=hand_guide, optimizer=step, lr=1e-3, num_steps=1, clip_norm=1.0, **SMALL), seed=1
+    )
+    assert free.history["gradient_norm"][0] > 50
     moved = [
         np.concatenate([p.detach().numpy().ravel() for p in f.state["params"]["params"].values()])
         for f in (free, clipped)
     ]
-    start = fit(line, LINE, SVI(optimizer=step, lr=1e-12, num_steps=1, **SMALL), seed=1)
+    start = fit(line, LINE, SVI(guide=hand_guide, optimizer=step, lr=1e-12, num_steps=1, **SMALL), seed=1)
     at = np.concatenate([p.detach().numpy().ravel() for p in start.state["params"]["params"].values()])
     assert np.linalg.norm(moved[1] - at) == pytest.approx(1e-3, rel=1e-2)
-    assert np.linalg.norm(moved[0] - at) > 0.1
+    assert np.linalg.norm(moved[0] - at) > 0.05
 
 
 def test_a_schedule_lowers_the_rate():
@@ -196,9 +200,34 @@ def test_the_callers_module_and_optimiser_are_not_trained():
 
 
 def test_status_of_a_run_that_was_cut_short():
-    result = fit(line, LINE, SVI(num_steps=100, **SMALL), seed=1)
+    result = fit(line, LINE, SVI(guide=hand_guide, num_steps=100, **SMALL), seed=1)
     assert result.status.kind == "budget_spent"
     assert "still improving" in result.status.message
+
+
+def natural_units(y):
+    mu = pyro.sample("mu", dist.Normal(250.0, 100.0))
+    scale = pyro.sample("scale", dist.HalfNormal(100.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+
+def far_guide(y):
+    """Starts 250 units from the posterior, which steps of 0.02 do not cover."""
+    loc = pyro.param("mu_loc", torch.tensor(0.0))
+    pyro.sample("mu", dist.Normal(loc, pyro.param("mu_sd", torch.tensor(1.0), constraint=constraints.positive)))
+    at = pyro.param("scale_loc", torch.tensor(4.0))
+    pyro.sample("scale", dist.LogNormal(at, pyro.param("scale_sd", torch.tensor(0.1), constraint=constraints.positive)))
+
+
+def test_a_plateau_far_from_the_posterior_is_not_convergence():
+    data = {"y": 261 + 78 * np.random.default_rng(0).normal(size=71)}
+    near = fit(natural_units, data, SVI(**SMALL), seed=1)
+    assert near.status.kind == "converged"
+    assert abs(near.draws["mu"].mean() - data["y"].mean()) < 5
+    far = fit(natural_units, data, SVI(guide=far_guide, **SMALL), seed=1)
+    assert abs(far.draws["mu"].mean() - data["y"].mean()) > 50
+    assert far.status.kind == "budget_spent"
 
 
 def test_status_of_a_run_that_diverges():
@@ -229,7 +258,13 @@ def test_wrong_guides_are_refused_by_name():
     def arguments(x):
         hand_guide(x, None)
 
+    def tied(x, y):
+        zero = torch.tensor(0.0)
+        for name in ("intercept", "slope"):
+            pyro.sample(name, dist.Normal(pyro.param(f"{name}_loc", zero), 1.0))
+
     for guide, message in (
+        (tied, "params 'intercept_loc' and 'slope_loc' share one tensor"),
         (missing, "does not sample the latent site 'slope'"),
         (extra, "samples 'other'"),
         (shape, r"site 'intercept' has shape \(3,\)"),
