@@ -194,8 +194,9 @@ def _status(fitted: Fitted, gap: float, starts: _Starts) -> Status:
             f"The bound still over-fits its fixed draws by {gap:.2f} nats at the largest number of draws; "
             "the posterior is far from Gaussian, use NUTS.",
         )
-    bound = f"bound {starts.elbos.max():.2f} nats from {len(starts.elbos)} starts"
-    return Status("converged", f"Stationary, the starts agree, and the draws are not over-fitted ({bound}).")
+    agreement = "the starts agree" if len(starts.elbos) > 1 else "from a single start, so other optima are unknown"
+    bound = f"bound {starts.elbos.max():.2f} nats from {len(starts.elbos)} start{'s' * (len(starts.elbos) > 1)}"
+    return Status("converged", f"Stationary, {agreement}, and the draws are not over-fitted ({bound}).")
 
 
 def _notes(density: Density, q: Gaussian) -> tuple[str, ...]:

@@ -244,11 +244,13 @@ def _prototype(model: Callable, sites: Sites) -> poutine.Trace:
         try:
             return poutine.trace(model).get_trace(**sites.data)
         except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split('Trace Shapes:')[0].split())}"
+            if not sites.discrete:
+                raise InputError(f"model: ran once and fails when it is run again ({said}).") from error
             names = ", ".join(f"'{n}'" for n in sites.discrete)
             raise InputError(
-                f"model: fails when the discrete site {names} is enumerated ({type(error).__name__}: "
-                f"{' '.join(str(error).split())}); index with pyro.ops.indexing.Vindex and keep the last "
-                f"{sites.max_plate_nesting} batch dims for plates."
+                f"model: fails when the discrete site {names} is enumerated ({said}); index with "
+                f"pyro.ops.indexing.Vindex and keep the last {sites.max_plate_nesting} batch dims for plates."
             ) from error
 
 

@@ -212,7 +212,7 @@ def _first_trace(function: Callable[..., Any], data: Mapping[str, Any]) -> pouti
 def _explain(error: Exception, data: Mapping[str, Any]) -> str:
     """Say in one line how the user's function failed, with the shapes that it was given."""
     shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in data.items() if isinstance(v, torch.Tensor))
-    first_line = " ".join(str(error).split())
+    first_line = " ".join(str(error).split("Trace Shapes:")[0].split())  # Pyro appends a table of all sites
     hint = ""
     if "hape mismatch inside plate" in first_line:
         hint = " Give the site the size of its plate, or move trailing dims into the event by .to_event()."
@@ -296,8 +296,9 @@ def _check_shape(node: Mapping[str, Any]) -> None:
         joint = tuple(torch.broadcast_shapes(expected, got))
     except RuntimeError:
         joint = None
-    # A larger observation outside any plate is a plain sum over its entries; inside one it would count rows twice.
-    if joint != expected and (joint != got or plates):
+    # Outside any plate an observation larger than its distribution is a plain sum over its entries. Inside one, Pyro
+    # would repeat a single value, or a row, and count it as often as the plate is long.
+    if got != expected if plates else joint not in (expected, got):
         inside = f" inside plate {', '.join(repr(p) for p in plates)}" if plates else ""
         raise InputError(
             f"site '{node['name']}': expected observations of shape {expected}{inside}, got {got}; reshape the data "

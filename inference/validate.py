@@ -91,6 +91,8 @@ def _as_tensor(label: str, value: Any) -> Any:
     if isinstance(value, np.ndarray):
         value = _from_array(label, value)
     if isinstance(value, torch.Tensor):
+        if value.is_complex():
+            raise InputError(f"{label}: expected real numbers, got {value.dtype}; give real and imaginary parts.")
         dtype = torch.get_default_dtype() if value.is_floating_point() else value.dtype
         return value.detach().to(dtype, copy=True)
     return value

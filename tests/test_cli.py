@@ -118,7 +118,7 @@ def test_models_are_listed_with_summaries(capsys):
         (["compare"], ["MODEL", "ppl compare --help"]),
         (["compare", "eight_school"], ["'eight_school'", "Did you mean 'eight_schools'?", "normal_mean"]),
         (["compare", "normal_mean", "--engines", "auto,nut"], ["'nut'", "nuts:pyro", "svi:GUIDE"]),
-        (["compare", "normal_mean", "--engines", "auto,nuts:stan"], ["stan", "nutpie", "pyro"]),
+        (["compare", "normal_mean", "--engines", "auto,nuts:stan"], ["stan", "nuts:low_rank", "nuts:pyro"]),
         (["compare", "normal_mean", "--engines", "svi:nonesuch,nuts"], ["nonesuch", "normal", "multivariate_normal"]),
         (["compare", "normal_mean", "--engines", "nuts"], ["at least one more"]),
         (["compare", "normal_mean", "--engines", "auto,auto"], ["'auto'", "twice"]),

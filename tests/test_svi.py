@@ -158,7 +158,7 @@ OPTIMISERS = {
 def test_any_optimiser(options):
     result = fit(line, LINE, SVI(num_steps=700, num_particles=2, **options, **SMALL), seed=1)
     for i, name in enumerate(("intercept", "slope")):
-        assert abs(result.draws[name].mean() - MEAN[i]) < FULL_SD[i]  # the start is 30 sds away
+        assert abs(result.draws[name].mean() - MEAN[i]) < FULL_SD[i]
 
 
 def test_clipping_bounds_the_total_norm():
