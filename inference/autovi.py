@@ -2,21 +2,20 @@
 
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
-from inference.gaussian import Fitted, Gaussian, base_draws, elbo, fit_gaussian, gaussian_draws
+from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, base_draws, elbo, fit_gaussian, gaussian_draws
 from inference.nuts import check_count
+from inference.progress import bar
 from inference.starts import best_gaussian
 
-# A full covariance has D^2/2 numbers and needs N >= 2D draws; beyond this many dimensions a mean field is fitted.
-MAX_FULL_RANK = 250
 # The fixed-draw objective over-fits its N draws by g_in - g_out nats. N doubles until that gap is under the larger of
 # this and two standard errors (Burroni, Domke & Sheldon 2024; constants of our notes, section 10), up to MAX_DRAWS.
 GAP = 0.02
@@ -33,16 +32,16 @@ class AutoVI:
 
     A full covariance up to 250 dimensions, a mean field beyond. The number of fixed draws doubles until the bound on
     fresh draws has caught up with the bound that was optimised, so the answer does not depend on the draws, and there
-    is no learning rate, no noise and no stopping rule to tune (Giordano, Ingram & Broderick 2024; structured draws
-    and doubling as in docs of `inference.gaussian`).
+    is no learning rate, no noise and no stopping rule to tune (Giordano, Ingram & Broderick 2024; doubling as in
+    Burroni, Domke & Sheldon 2024; the structured draws are explained in `inference.gaussian`).
 
     Parameters
     ----------
     num_samples, num_chains
         Independent draws from the fitted Gaussian are returned in this shape, that of an MCMC run beside it.
     num_starts
-        Starts, uniform on (-2, 2) of the unconstrained space, half of them moved to the mode above them where that
-        gives the better bound. The best bound is kept; their agreement is part of the status.
+        Starts, uniform on (-2, 2) of the unconstrained space, each replaced by a Laplace fit at the mode above it where
+        that gives the better bound. The best bound is kept; their agreement is part of the status.
 
     Notes
     -----
@@ -74,7 +73,7 @@ class AutoVI:
         density.num_gradients = 0
         rng = np.random.default_rng(problem.seed)
         begin = time.perf_counter()
-        climb = _Climb(density, rng, progress=problem.progress)
+        climb = _Climb(density, rng)
         starts = climb.from_starts(self.num_starts)
         fitted, gap = climb.double_draws(starts.best)
         optimisation = time.perf_counter() - begin
@@ -127,7 +126,6 @@ class _Starts:
 class _Climb:
     density: Density
     rng: np.random.Generator
-    progress: bool
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
 
@@ -143,7 +141,7 @@ class _Climb:
         z = base_draws(self.first_draws, dim, full_rank=self.full_rank, random_radius=False, rng=self.rng)
         runs, bounds, errors = [], [], []
         points = self.density.starts(num, generator=self.rng)
-        for point in tqdm(points, desc="starts", disable=not self.progress, leave=False):
+        for point in bar(points, desc="AutoVI: starts"):
             run = fit_gaussian(self.density.grad, best_gaussian(self.density, point, z, full_rank=self.full_rank), z)
             bound, error = elbo(self.density.log_density, run.gaussian, self.fresh)
             runs.append(run)
@@ -161,7 +159,7 @@ class _Climb:
     def double_draws(self, fitted: Fitted) -> tuple[Fitted, float]:
         """Double the fixed draws until the bound on fresh draws has caught up with the optimised one."""
         num = self.first_draws
-        while True:
+        for _ in bar(count(), desc="AutoVI: doubling draws"):
             outside, error = elbo(self.density.log_density, fitted.gaussian, self.fresh)
             gap = fitted.elbo - outside
             if gap < max(GAP, 2 * error) or 2 * num > MAX_DRAWS:
@@ -170,6 +168,7 @@ class _Climb:
             z = base_draws(num, self.density.dim, full_rank=self.full_rank, random_radius=True, rng=self.rng)
             fitted = fit_gaussian(self.density.grad, fitted.gaussian, z)
             self._keep(fitted)
+        raise AssertionError("unreachable")
 
     def _keep(self, fitted: Fitted) -> None:
         self.losses.extend(fitted.losses)

@@ -15,7 +15,7 @@ from torch.func import grad_and_value
 
 from inference.errors import InputError
 from inference.graph import batched, loop, map_draws, record, widest
-from inference.sites import START_RADIUS, Sites, StartMessenger, flat_labels
+from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +96,14 @@ class Density:
         self.dtype = torch.get_default_dtype()
         self._model = poutine.enum(sites.enumerated, first_available_dim=-1 - sites.max_plate_nesting)
         prototype = _prototype(self._model, sites)
-        self._shapes = {name: _unconstrained_shape(prototype.nodes[name]) for name in sites.latent}
+        start = {name: _unconstrained(prototype.nodes[name]) for name in sites.latent}
+        self._shapes = {name: value.shape for name, value in start.items()}
         self._evaluator = _evaluator(prototype, sites)
         self.labels = [label for name, shape in self._shapes.items() for label in flat_labels(name, tuple(shape))]
         self.dim = len(self.labels)
         self.num_gradients = 0
         self.reason = ""
-        self._record()
+        self._record(self.flatten(start))
 
     @property
     def backend(self) -> str:
@@ -125,21 +126,33 @@ class Density:
             return self._evaluator.log_prob(trace) + run.log_jacobian
 
     def value_and_grad(self, point: np.ndarray) -> tuple[float, np.ndarray]:
-        """Log density and gradient (D,) at one point (D,)."""
+        """Log density and gradient (D,) at one point (D,); not finite where a matrix cannot be factorised."""
         self.num_gradients += 1
-        gradient, value = self._single(torch.as_tensor(point, dtype=self.dtype))
+        try:
+            gradient, value = self._single(torch.as_tensor(point, dtype=self.dtype))
+        except torch.linalg.LinAlgError:
+            return -np.inf, np.zeros(self.dim)
         return value.item(), gradient.detach().to(torch.float64).numpy()
 
     def grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log densities (n,) and gradients (n, D) at n points (n, D)."""
+        """Log densities (n,) and gradients (n, D) at n points (n, D), as `value_and_grad` gives them."""
+        try:
+            gradients, values = self._many(torch.as_tensor(points, dtype=self.dtype))
+        except torch.linalg.LinAlgError:  # at one of the points
+            pairs = [self.value_and_grad(point) for point in points]
+            return np.array([value for value, _ in pairs]), np.array([gradient for _, gradient in pairs])
         self.num_gradients += len(points)
-        gradients, values = self._many(torch.as_tensor(points, dtype=self.dtype))
         return values.detach().to(torch.float64).numpy(), gradients.detach().to(torch.float64).numpy()
 
     def log_density(self, points: np.ndarray) -> np.ndarray:
-        """Log densities (n,) at n points (n, D)."""
-        with torch.no_grad():
-            return self._values(torch.as_tensor(points, dtype=self.dtype)).to(torch.float64).numpy()
+        """Log densities (n,) at n points (n, D); not finite where a matrix cannot be factorised."""
+        try:
+            with torch.no_grad():
+                return self._values(torch.as_tensor(points, dtype=self.dtype)).to(torch.float64).numpy()
+        except torch.linalg.LinAlgError:  # at one of the points
+            if len(points) == 1:
+                return np.array([-np.inf])
+            return np.concatenate([self.log_density(point[None]) for point in points])
 
     def constrain(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Values of the latent sites, ``name -> (n, *shape)``, at n points (n, D)."""
@@ -180,13 +193,12 @@ class Density:
             self.sites.function(**self.sites.data)
         return {"point": self.flatten(run.unconstrained), "log_jacobian": torch.as_tensor(run.log_jacobian)}
 
-    def _record(self) -> None:
+    def _record(self, example: torch.Tensor) -> None:
         """Record value and gradient, check them against eager Pyro, or fall back and keep the reason."""
         self._single = self._eager_grad
         self._many = lambda points: loop(self._eager_grad, points)
         self._values = lambda points: loop(self.eager, points)
         try:
-            example = torch.zeros(self.dim)
             graph = record(self.eager, example)
             single = record(grad_and_value(graph), example)
             numbers = widest(single, example)
@@ -209,8 +221,7 @@ class Density:
         return gradient, value.detach()
 
     def _verify(self, single: Callable, many: Callable) -> None:
-        generator = torch.Generator().manual_seed(0)
-        points = START_RADIUS * (2 * torch.rand(VERIFY_POINTS, self.dim, generator=generator) - 1)
+        points = torch.as_tensor(self._workable(VERIFY_POINTS), dtype=self.dtype)
         expected = loop(self._eager_grad, points)
         for got in (loop(single, points), many(points)):
             for e, g, what in zip(expected, got, ("gradient", "value"), strict=True):
@@ -219,10 +230,27 @@ class Density:
                 if not same.all():
                     raise ArithmeticError(f"the recorded {what} differs from eager Pyro's")
 
+    def _workable(self, num: int) -> np.ndarray:
+        """Choose points (num, D) at which eager Pyro runs; the same ones every time."""
+        points = np.random.default_rng(0).uniform(-START_RADIUS, START_RADIUS, size=(START_ATTEMPTS, self.dim))
+        found = []
+        for point in points:
+            try:
+                self._eager_grad(torch.as_tensor(point, dtype=self.dtype))
+            except torch.linalg.LinAlgError:
+                continue
+            found.append(point)
+            if len(found) == num:
+                break
+        return np.array(found)
+
     def _no_start(self, point: np.ndarray) -> str:
         vector = torch.as_tensor(point, dtype=self.dtype)
         with torch.no_grad(), pyro.validation_enabled(False), UnconstrainMessenger(self.unflatten(vector)):
-            trace = poutine.trace(self._model).get_trace(**self.sites.data)
+            try:
+                trace = poutine.trace(self._model).get_trace(**self.sites.data)
+            except torch.linalg.LinAlgError as error:
+                return f"model: no finite starting point in {START_ATTEMPTS} tries; at the last one {error}"
             trace.compute_log_prob()
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not torch.isfinite(node["log_prob"]).all():
@@ -240,22 +268,21 @@ class Density:
 
 
 def _prototype(model: Callable, sites: Sites) -> poutine.Trace:
-    with torch.no_grad(), StartMessenger():
-        try:
-            return poutine.trace(model).get_trace(**sites.data)
-        except Exception as error:
-            said = f"{type(error).__name__}: {' '.join(str(error).split('Trace Shapes:')[0].split())}"
-            if not sites.discrete:
-                raise InputError(f"model: ran once and fails when it is run again ({said}).") from error
-            names = ", ".join(f"'{n}'" for n in sites.discrete)
-            raise InputError(
-                f"model: fails when the discrete site {names} is enumerated ({said}); index with "
-                f"pyro.ops.indexing.Vindex and keep the last {sites.max_plate_nesting} batch dims for plates."
-            ) from error
+    try:
+        return trace_at_start(model, sites.data)
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split('Trace Shapes:')[0].split())}"
+        if not sites.discrete:
+            raise InputError(f"model: ran once and fails when it is run again ({said}).") from error
+        names = ", ".join(f"'{n}'" for n in sites.discrete)
+        raise InputError(
+            f"model: fails when the discrete site {names} is enumerated ({said}); index with "
+            f"pyro.ops.indexing.Vindex and keep the last {sites.max_plate_nesting} batch dims for plates."
+        ) from error
 
 
-def _unconstrained_shape(node: Mapping[str, Any]) -> torch.Size:
-    return torch.Size(biject_to(node["fn"].support).inv(node["value"]).shape)
+def _unconstrained(node: Mapping[str, Any]) -> torch.Tensor:
+    return biject_to(node["fn"].support).inv(node["value"])
 
 
 def _evaluator(prototype: poutine.Trace, sites: Sites) -> TraceEinsumEvaluator:

@@ -1,7 +1,6 @@
 """`fit`: one driver for every engine, and `Fit`: one result type for every engine."""
 
 import copy
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from inference.conditional import complete
 from inference.density import Density
 from inference.errors import InputError
 from inference.isolation import isolated
+from inference.progress import showing
 from inference.sites import Sites, read_sites
 from inference.validate import model_function, prepare_data
 
@@ -242,14 +242,16 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
         raise InputError(f"seed: expected a non-negative integer, got {seed!r}.")
     # One joint copy, since model and guide may share a network; the caller's modules and optimiser stay untrained.
     function, own_engine = copy.deepcopy((model_function(model), engine))
-    show = sys.stderr.isatty() if progress is None else progress
     dtype = engine.floating_dtype(function)
-    with isolated(seed, dtype=dtype, own=[function, *vars(own_engine).values()]):
+    with (
+        showing(progress) as shown,
+        isolated(seed, dtype=dtype, own=[function, *vars(own_engine).values()]),
+    ):
         begin = time.perf_counter()
         prepared = prepare_data(function, data)
         sites = read_sites(function, prepared)
         setup = time.perf_counter() - begin
-        run = own_engine.run(Problem(sites, seed, show, model))
+        run = own_engine.run(Problem(sites, seed, shown, model))
         begin = time.perf_counter()
         draws = _complete(sites, run.draws)
         completion = time.perf_counter() - begin

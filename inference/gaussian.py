@@ -14,6 +14,8 @@ from scipy.optimize import minimize
 
 from inference.density import Density
 
+# A full covariance has D^2/2 numbers and needs N >= 2D draws; beyond this many dimensions a mean field is fitted.
+MAX_FULL_RANK = 250
 # L-BFGS ends when the largest gradient component is under this share of 1 + |loss|: far below the Monte Carlo error of
 # any draw count used here. Its own limit on steps is generous; conditioned by whitening, 20-60 suffice.
 GRADIENT_TOLERANCE = 1e-5

@@ -5,6 +5,7 @@ runs it for a whole batch of parameter values, whatever indexing style the model
 """
 
 import logging
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot, make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from inference.progress import bar
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ def record(function: Callable[..., Any], *example: Any) -> GraphModule:
             graph = _batchable(make_fx(torch.func.functionalize(plain))(*example))
     if _mutates(graph):  # a folded constant would change at every run
         raise NotImplementedError("an in-place operation on a constant cannot be recorded")
+    _poison_failures(graph)
     fold(graph)
     return graph
 
@@ -69,6 +73,25 @@ def _batchable(graph: GraphModule) -> GraphModule:
             name = node.target.overloadpacket.__name__.removesuffix("_")
             node.target = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
     return graph
+
+
+def _poison_failures(graph: GraphModule) -> None:
+    """Turn the check of a matrix factorisation, which would raise for a whole batch, into NaN in its result."""
+    for check in list(graph.graph.nodes):
+        if check.target is not torch.ops.aten._linalg_check_errors.default:
+            continue
+        info = check.args[0]
+        results = [n for n in info.args[0].users if n.target is operator.getitem and n.args[1] == 0]
+        for result in results:
+            with graph.graph.inserting_before(check):
+                poisoned = graph.graph.call_function(_nan_where_failed, (result, info))
+            result.replace_all_uses_with(poisoned, delete_user_cb=lambda user, new=poisoned: user is not new)
+        graph.graph.erase_node(check)
+
+
+def _nan_where_failed(result: torch.Tensor, info: torch.Tensor) -> torch.Tensor:
+    failed = (info != 0).reshape(info.shape + (1,) * (result.dim() - info.dim()))
+    return torch.where(failed, torch.nan, result)
 
 
 def _is_mutable(node: Node) -> bool:
@@ -256,5 +279,6 @@ def _same(expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> bo
 
 def loop(function: Callable[[Any], Any], values: Any) -> Any:
     """Apply ``function`` to one draw after another and stack the results."""
-    results = [function(tree_map(lambda t, i=i: t[i], values)) for i in range(len(tree_leaves(values)[0]))]
+    draws = bar(range(len(tree_leaves(values)[0])), desc="one draw at a time")
+    results = [function(tree_map(lambda t, i=i: t[i], values)) for i in draws]
     return tree_map(lambda *parts: torch.stack(parts), *results)

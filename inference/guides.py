@@ -22,10 +22,9 @@ from pyro.infer.autoguide import (
     init_to_value,
 )
 
-from inference.autovi import MAX_FULL_RANK
 from inference.density import Density
 from inference.errors import InputError
-from inference.gaussian import elbo
+from inference.gaussian import MAX_FULL_RANK, elbo
 from inference.graph import map_draws
 from inference.sites import Sites, is_discrete
 from inference.starts import best_gaussian

@@ -7,7 +7,7 @@ import numpy as np
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Fit
-from inference.gaussian import laplace
+from inference.gaussian import MAX_FULL_RANK, laplace
 from inference.starts import climb_to_mode
 
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
@@ -113,7 +113,7 @@ def _uncovered(density: Density, away: list[tuple[np.ndarray, float]], draws: np
 
 def _log_mass(density: Density, mode: np.ndarray) -> float | None:
     """Laplace's log mass of a mode, or None where it is no proper mode."""
-    q = laplace(density.grad, mode, full_rank=density.dim <= 250)
+    q = laplace(density.grad, mode, full_rank=density.dim <= MAX_FULL_RANK)
     if q is None:
         return None
     value, gradient = density.value_and_grad(mode)

@@ -206,7 +206,6 @@ def _sample_pyro(engine: NUTS, density: Density, problem: Problem) -> Chains:
             max_tree_depth=engine.max_tree_depth,
             seed=int(seed),
             label=f"chain {i + 1}/{engine.num_chains}",
-            progress=problem.progress,
         )
         for i, (start, seed) in enumerate(zip(starts, seeds, strict=True))
     ]

@@ -6,9 +6,9 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer import mcmc
-from tqdm.auto import trange
 
 from inference.density import Density
+from inference.progress import bar
 
 
 class RecordingNUTS(mcmc.NUTS):
@@ -54,7 +54,6 @@ def run_chain(
     max_tree_depth: int,
     seed: int,
     label: str,
-    progress: bool,
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Run one chain of Pyro's kernel on eager Pyro's log density.
 
@@ -78,7 +77,7 @@ def run_chain(
     kernel.initial_params = state
     points, rows = [], []
     kernel.setup(num_warmup)
-    for _ in trange(num_warmup + num_samples, desc=label, disable=not progress, leave=False):
+    for _ in bar(range(num_warmup + num_samples), desc=label):
         state = kernel.sample(state)
         points.append(state["point"].detach().numpy().copy())
         rows.append(kernel.last)

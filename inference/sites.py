@@ -196,17 +196,25 @@ def read_sites(function: Callable[..., Any], data: Mapping[str, Any]) -> Sites:
     )
 
 
-def _first_trace(function: Callable[..., Any], data: Mapping[str, Any]) -> poutine.Trace:
+def trace_at_start(model: Callable[..., Any], data: Mapping[str, Any]) -> poutine.Trace:
+    """Run a model at random starts until one works; raise what the last of `READ_ATTEMPTS` raised."""
     for attempt in range(READ_ATTEMPTS):
         try:
             with torch.no_grad(), StartMessenger():
-                return poutine.trace(function).get_trace(**data)
-        except InputError:
-            raise
+                return poutine.trace(model).get_trace(**data)
         except Exception as error:
-            if attempt == READ_ATTEMPTS - 1:
-                raise InputError(_explain(error, data)) from error
+            if attempt == READ_ATTEMPTS - 1 or isinstance(error, InputError):
+                raise
     raise AssertionError("unreachable")
+
+
+def _first_trace(function: Callable[..., Any], data: Mapping[str, Any]) -> poutine.Trace:
+    try:
+        return trace_at_start(function, data)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(_explain(error, data)) from error
 
 
 def _explain(error: Exception, data: Mapping[str, Any]) -> str:

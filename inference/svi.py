@@ -11,7 +11,6 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
-from tqdm.auto import tqdm
 
 from inference.density import Density
 from inference.elbo import make_elbo
@@ -21,6 +20,7 @@ from inference.gaussian import gaussian_draws, laplace, mean_and_error, unused_g
 from inference.guides import check_guide, draw_guide, make_guide, samples_discrete, unconstrained_draws
 from inference.nuts import check_count, check_number
 from inference.optimise import PyroStepper, TorchStepper, make_stepper
+from inference.progress import bar
 from inference.sites import Sites
 from inference.stopping import Stages, improvement, plateaued
 
@@ -120,36 +120,45 @@ class SVI:
         setup = time.perf_counter() - begin
         begin = time.perf_counter()
         loop = _Loop(self, loss, model, guide, sites.data)
-        status = loop.optimise(progress=problem.progress)
+        status = loop.optimise()
         optimisation = time.perf_counter() - begin
         begin = time.perf_counter()
-        draws, stats, state, notes, gain = self._draw(guide, sites, density, seed=problem.seed)
-        if status.ok and gain > MAX_UNUSED_GAIN:
-            status = Status(
-                "budget_spent",
-                f"The loss has stopped improving, but shifting and rescaling the draws alone would gain {gain:.1f} "
-                "nats: the steps are too small for the scale of the parameters, or the guide is too rigid. Raise lr, "
-                "rescale the data, or use another guide.",
-            )
+        density = density or _density(sites)
+        drawn = self._draw(guide, sites, density, seed=problem.seed)
         return Run(
-            draws=draws,
-            stats=stats,
+            draws=drawn.draws,
+            stats=drawn.stats,
             history={"loss": np.array(loop.losses), "gradient_norm": np.array(loop.gradient_norms)},
-            status=status,
+            status=self._confirmed(status, density, drawn),
             seconds={"setup": setup, "optimisation": optimisation, "sampling": time.perf_counter() - begin},
-            notes=notes,
+            notes=drawn.notes,
             state={
-                **state,
+                **drawn.state,
                 "num_gradients": len(loop.losses) * self.num_particles,
                 "backend": f"{type(loss).__name__}, eager Pyro",
                 "guide": guide,
             },
         )
 
-    def _draw(self, guide: Callable, sites: Sites, density: Density | None, *, seed: int) -> tuple:
-        """Draws, statistics, state and notes of the fitted guide, and the gain it leaves unused."""
+    def _confirmed(self, status: Status, density: Density | None, drawn: "_Drawn") -> Status:
+        """Doubt a plateau of the loss from which the draws could be moved for a clear gain."""
+        # Laplace does not maximise the ELBO.
+        if not status.ok or self.guide == "laplace" or not np.isfinite(drawn.state.get("elbo", np.nan)):
+            return status
+        points = drawn.state["unconstrained"].reshape(-1, density.dim)[:GAIN_DRAWS]
+        gain = unused_gain(points, density.grad(points)[1])
+        if gain <= MAX_UNUSED_GAIN:
+            return status
+        return Status(
+            "budget_spent",
+            f"The loss has stopped improving, but shifting and rescaling the draws alone would gain {gain:.1f} nats: "
+            "the steps are too small for the scale of the parameters, or the guide is too rigid. Raise lr, rescale the "
+            "data, or use another guide.",
+        )
+
+    def _draw(self, guide: Callable, sites: Sites, density: Density | None, *, seed: int) -> "_Drawn":
+        """Draw from the fitted guide."""
         shape = (self.num_chains, self.num_samples)
-        density = density or _density(sites)
         notes = [density.reason] if density is not None and density.reason else []
         state: dict[str, Any] = {}
         if self.guide == "laplace":
@@ -167,11 +176,22 @@ class SVI:
         if "log_weight" in stats:
             bound, error = mean_and_error(stats["log_weight"])
             state |= {"elbo": bound, "elbo_se": error}
-        reshaped = {name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()}
-        gain = 0.0
-        if np.isfinite(state.get("elbo", np.nan)) and self.guide != "laplace":  # Laplace does not maximise the ELBO
-            gain = unused_gain(points[:GAIN_DRAWS], density.grad(points[:GAIN_DRAWS])[1])
-        return reshaped, {name: value.reshape(shape) for name, value in stats.items()}, state, tuple(notes), gain
+        return _Drawn(
+            draws={name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()},
+            stats={name: value.reshape(shape) for name, value in stats.items()},
+            state=state,
+            notes=tuple(notes),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Draws from a fitted guide; the fields of `Run` of the same names."""
+
+    draws: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+    state: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 class _Loop:
@@ -186,16 +206,16 @@ class _Loop:
         self.gradient_norms: list[float] = []
         self.average = _Average()
 
-    def optimise(self, *, progress: bool) -> Status:
+    def optimise(self) -> Status:
         engine, stages = self.engine, Stages()
         total = engine.num_steps or MAX_STEPS
-        with tqdm(total=engine.num_steps, desc="SVI", disable=not progress, leave=False) as bar:
+        with bar(desc="SVI", total=engine.num_steps) as shown:
             for step in range(total):
                 if not self._step():
                     return self._diverged(step)
-                bar.update()
+                shown.update()
                 if step % 50 == 0:
-                    bar.set_postfix(loss=f"{self.losses[-1]:.2f}")
+                    shown.set_postfix(loss=f"{self.losses[-1]:.2f}")
                 if engine.num_steps is None:
                     if stages.last:
                         self.average.add(self._params())

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from inference import AutoVI, InputError, fit
-from inference.autovi import MAX_FULL_RANK
 from inference.density import Density
-from inference.gaussian import Gaussian, base_draws, elbo, fit_gaussian, laplace, unused_gain
+from inference.gaussian import MAX_FULL_RANK, Gaussian, base_draws, elbo, fit_gaussian, laplace, unused_gain
 from inference.isolation import isolated
 from inference.sites import read_sites
 from inference.starts import climb_to_mode

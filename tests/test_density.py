@@ -9,6 +9,7 @@ from pyro.infer.mcmc.util import initialize_model
 from scipy.integrate import quad
 from scipy.stats import beta, norm
 
+from inference import NUTS, fit
 from inference.density import Density
 from inference.errors import InputError
 from inference.graph import fold, map_draws, record
@@ -228,3 +229,26 @@ def test_cauchy_draws_have_the_quartiles():
     draws = map_draws(lambda _: {"x": dist.HalfCauchy(2.0).sample()}, torch.zeros(num), random=True)["x"]
     below = (draws < 2.0).mean()  # the median of a half-Cauchy is its scale
     assert abs(below - 0.5) < 4.5 * 0.5 / np.sqrt(num)
+
+
+def factorised(y):
+    """Its matrix can be factorised for positive ``a`` only."""
+    a = pyro.sample("a", dist.Normal(0.5, 1.0))
+    root = torch.linalg.cholesky(a.reshape(1, 1))
+    pyro.sample("y", dist.Normal(root[0, 0], 0.1), obs=y)
+
+
+def test_a_matrix_that_cannot_be_factorised_has_no_density():
+    density = build(factorised, {"y": torch.tensor(1.0)})
+    assert density.backend == "graph"
+    at = np.array([[1.2], [-0.5]])
+    expected = norm.logpdf(1.2, 0.5, 1.0) + norm.logpdf(1.0, 1.2**0.5, 0.1)
+    for values in (density.log_density(at), density.grad(at)[0], [density.value_and_grad(p)[0] for p in at]):
+        assert values[0] == pytest.approx(expected)
+        assert not np.isfinite(values[1])
+
+
+def test_sampling_goes_on_past_such_points():
+    result = fit(factorised, {"y": torch.tensor(1.0)}, NUTS(num_warmup=200, num_samples=300, num_chains=2), seed=1)
+    assert result.draws["a"].min() > 0
+    assert abs(result.draws["a"].mean() - 1.0) < 0.1
