@@ -169,6 +169,13 @@ class Fit:
         return int(self.state["num_gradients"])
 
     @property
+    def model_name(self) -> str:
+        """Name of the model or of its function; empty for a fit loaded without its model."""
+        if self.model is None:
+            return ""
+        return getattr(self.model, "name", None) or getattr(self.model, "__name__", None) or type(self.model).__name__
+
+    @property
     def coords(self) -> dict[str, list]:
         """Labels of the model's dims (school names, covariates) as the model gives them; a plain function has none."""
         own = getattr(self.model, "coords", None)

@@ -73,7 +73,8 @@ def html(comparison: "Comparison") -> str:
         _costs(comparison),
         _how_made(comparison),
     ]
-    title = f"{names} against {comparison.reference}"
+    model = comparison.fits[comparison.reference].model_name
+    title = f"{model}: {names} against {comparison.reference}".removeprefix(": ")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

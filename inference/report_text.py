@@ -41,7 +41,8 @@ def comparison_text(comparison: "Comparison") -> str:
     """Tables of the worst quantities, then costs, then the verdicts: what matters most stands last, at the prompt."""
     lines = []
     for name in comparison.verdicts:
-        lines += [f"{name} against {comparison.reference}: {comparison.fits[name].engine!r}", ""]
+        title = f"{comparison.fits[name].model_name}: {name} against {comparison.reference}".removeprefix(": ")
+        lines += [f"{title}: {comparison.fits[name].engine!r}", ""]
         lines += [*_candidate_table(comparison, name), *_candidate_facts(comparison, name), ""]
     lines += [_cost_table(comparison), ""]
     for remark in comparison.remarks:

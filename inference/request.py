@@ -48,6 +48,10 @@ class _Labelled:
     model: Callable[..., Any]
     labels: Mapping[str, list[str]]
 
+    @property
+    def name(self) -> str:
+        return getattr(self.model, "__name__", type(self.model).__name__)
+
     def coords(self, data: Mapping[str, Any]) -> dict[str, list[str]]:
         return dict(self.labels)
 
