@@ -147,9 +147,13 @@ class _TensorIndexing(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.Tensor.__getitem__:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if any(_is_scalar_index(i) for i in index) and all(_is_scalar_index(i) or i == slice(None) for i in index):
+            if any(_is_scalar_index(i) for i in index) and all(_is_scalar_index(i) or _is_full_slice(i) for i in index):
                 return torch.ops.aten.index.Tensor(args[0], [i if torch.is_tensor(i) else None for i in index])
         return func(*args, **(kwargs or {}))
+
+
+def _is_full_slice(index: Any) -> bool:
+    return isinstance(index, slice) and index == slice(None)
 
 
 def _is_scalar_index(index: Any) -> bool:
