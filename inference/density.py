@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
 from torch.func import grad_and_value
 
-from inference.errors import InputError
+from inference.errors import InputError, one_line
 from inference.graph import batched, loop, map_draws, record, widest
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
 
@@ -271,7 +271,7 @@ def _prototype(model: Callable, sites: Sites) -> poutine.Trace:
     try:
         return trace_at_start(model, sites.data)
     except Exception as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split('Trace Shapes:')[0].split())}"
+        said = f"{type(error).__name__}: {one_line(error)}"
         if not sites.discrete:
             raise InputError(f"model: ran once and fails when it is run again ({said}).") from error
         names = ", ".join(f"'{n}'" for n in sites.discrete)
@@ -289,4 +289,7 @@ def _evaluator(prototype: poutine.Trace, sites: Sites) -> TraceEinsumEvaluator:
     try:
         return TraceEinsumEvaluator(prototype, bool(sites.discrete), sites.max_plate_nesting)
     except ValueError as error:
-        raise InputError(f"model: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"model: its shapes do not fit the enumeration of {', '.join(sites.discrete)} ({one_line(error)}). An "
+            "enumerated value has its states in a new leading dim: let it broadcast, and put independent data in plates."
+        ) from error

@@ -6,3 +6,8 @@ class InputError(ValueError):
 
     The command line turns it into exit status 2 without a trace-back.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Write an exception's message in one line, without the table of all sites that Pyro appends."""
+    return " ".join(str(error).split("Trace Shapes:")[0].split())

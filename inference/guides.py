@@ -23,7 +23,7 @@ from pyro.infer.autoguide import (
 )
 
 from inference.density import Density
-from inference.errors import InputError
+from inference.errors import InputError, one_line
 from inference.gaussian import MAX_FULL_RANK, elbo
 from inference.graph import map_draws
 from inference.sites import Sites, is_discrete
@@ -107,9 +107,7 @@ def check_guide(guide: Callable, sites: Sites) -> poutine.Trace:
         with torch.no_grad():
             trace = poutine.trace(guide).get_trace(**sites.data)
     except Exception as error:
-        raise InputError(
-            f"guide: fails on the data ({type(error).__name__}: {' '.join(str(error).split())})."
-        ) from error
+        raise InputError(f"guide: fails on the data ({type(error).__name__}: {one_line(error)}).") from error
     sampled = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
     known = {**sites.latent, **sites.discrete, **sites.unenumerable}
     missing = [name for name in [*sites.latent, *sites.unenumerable] if name not in sampled]

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
-from inference.errors import InputError
+from inference.errors import InputError, one_line
 
 # Starting values are uniform on (-2, 2) of the unconstrained space, the convention of Stan and Pyro: order one, and
 # far enough apart to disagree where a posterior has several modes.
@@ -220,7 +220,7 @@ def _first_trace(function: Callable[..., Any], data: Mapping[str, Any]) -> pouti
 def _explain(error: Exception, data: Mapping[str, Any]) -> str:
     """Say in one line how the user's function failed, with the shapes that it was given."""
     shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in data.items() if isinstance(v, torch.Tensor))
-    first_line = " ".join(str(error).split("Trace Shapes:")[0].split())  # Pyro appends a table of all sites
+    first_line = one_line(error)
     hint = ""
     if "hape mismatch inside plate" in first_line:
         hint = " Give the site the size of its plate, or move trailing dims into the event by .to_event()."
