@@ -291,5 +291,5 @@ def _evaluator(prototype: poutine.Trace, sites: Sites) -> TraceEinsumEvaluator:
     except ValueError as error:
         raise InputError(
             f"model: its shapes do not fit the enumeration of {', '.join(sites.discrete)} ({one_line(error)}). An "
-            "enumerated value has its states in a new leading dim: let it broadcast, and put independent data in plates."
+            "enumerated value has its states in a new leading dim: let it broadcast; put independent data in plates."
         ) from error
