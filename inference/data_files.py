@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from inference.errors import InputError
+from inference.errors import InputError, one_line
 
 NUM_LABELS_SHOWN = 6  # as many as fit on a line
 
@@ -118,7 +118,7 @@ def _read_csv(path: Path) -> dict[str, pd.Series]:
     except pd.errors.ParserWarning as error:
         raise InputError(f"{path}: the rows have more fields than the header has names") from error
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a CSV file with a header ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: not a CSV file with a header ({one_line(error)})") from error
     if len(frame.columns) == 1 and set(";\t") & set(frame.columns[0]):
         raise InputError(f"{path}: fields must be separated by commas; the header is '{frame.columns[0]}'")
     if frame.empty:

@@ -91,8 +91,8 @@ class Run:
 class Engine(Protocol):
     """An inference method: a frozen dataclass of its settings.
 
-    ``method`` is ``"mcmc"`` or ``"vi"``; ``dtype`` the floating dtype it runs in. ``run`` is called inside
-    `inference.isolation.isolated`, with Pyro's state its own.
+    ``method`` is ``"mcmc"`` or ``"vi"``. ``run`` is called inside `inference.isolation.isolated`, with Pyro's state its
+    own and ``floating_dtype`` as the default dtype.
     """
 
     method: ClassVar[str]

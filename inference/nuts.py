@@ -102,7 +102,6 @@ class NUTS:
         kept, warmup = _split(points, stats, self.num_warmup)
         status = _status(kept[0].shape[:2], self)
         chains, num, dim = kept[0].shape
-        begin = time.perf_counter()
         latents = density.constrain(kept[0].reshape(-1, dim))
         draws = {name: value.reshape(chains, num, *value.shape[1:]) for name, value in latents.items()}
         warm_share = float(warmup[1]["n_steps"].sum() / max(stats["n_steps"].sum(), 1))

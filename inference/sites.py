@@ -282,7 +282,7 @@ def _check_observation(node: Mapping[str, Any], again: Callable[[], Mapping[str,
     except RuntimeError as error:
         raise InputError(
             f"site '{name}': {type(_base(fn)).__name__} cannot score observations of {value.dtype} "
-            f"({' '.join(str(error).split())}); give them as floating numbers, y.double() for instance."
+            f"({one_line(error)}); give them as floating numbers, y.double() for instance."
         ) from None
     except ValueError:  # outside the support, which is what is checked here
         pass

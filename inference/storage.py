@@ -11,7 +11,7 @@ import pyro
 import torch
 
 from inference.autovi import AutoVI
-from inference.errors import InputError
+from inference.errors import InputError, one_line
 from inference.fit import Engine, Fit, Problem, Run, Status
 from inference.nuts import NUTS
 from inference.svi import SVI
@@ -176,7 +176,7 @@ def _restore_model(model: Any, saved: Mapping[str, Any]) -> tuple[Callable | Non
         try:
             function.load_state_dict(saved["module"])
         except RuntimeError as error:
-            raise InputError(f"model: not the module that was fitted ({' '.join(str(error).split())}).") from error
+            raise InputError(f"model: not the module that was fitted ({one_line(error)}).") from error
         # Pyro reads these from the module, unconstrained, and puts them into the store by itself.
         own = {name.removesuffix("_unconstrained") for name, _ in function.named_parameters()}
         params = {name: value for name, value in params.items() if name not in own}
