@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from inference import limits
 from inference.agreement import BAD, UNCLEAR
 from inference.plots import comparison_figures
-from inference.report_text import format_seconds
+from inference.report_text import candidate_facts, cost_parts, format_seconds
 from inference.text_table import format_number
 from inference.verdict_kinds import COLUMN_NAMES, Verdict, VerdictKind
 
@@ -176,25 +176,12 @@ def _tone(size: float, se: float, good: float, tolerance: float) -> str:
 
 
 def _facts(comparison: "Comparison", name: str) -> str:
-    checks, lines = comparison.verdicts[name].checks, []
-    if "khat" in checks:
-        lines.append(
-            f"PSIS k-hat is {checks['khat']:.2f} (usable below {checks['khat_limit']:.2f}); the importance sample is "
-            f"worth {checks['is_ess']:.0f} draws."
-        )
-    pair = comparison.correlations.get(name)
-    if pair:
-        lines.append(
-            f"Largest difference between correlations: {pair.first} and {pair.second}, {pair.candidate:+.2f} here and "
-            f"{pair.reference:+.2f} in the reference (± {pair.se:.2f})."
-        )
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return "".join(f"<p>{escape(line.replace('+-', '±'))}</p>" for line in candidate_facts(comparison, name))
 
 
 def _costs(comparison: "Comparison") -> str:
     rows = []
     for name, row in comparison.costs.iterrows():
-        parts = {k.removeprefix("seconds_"): v for k, v in row.items() if str(k).startswith("seconds_") and v > 0}
         rows.append(
             [
                 str(name),
@@ -202,7 +189,7 @@ def _costs(comparison: "Comparison") -> str:
                 "" if name == comparison.reference else f"{format_number(row['speed_up'])} ×",
                 f"{int(row['num_gradients']):,}".replace(",", " "),
                 format_number(row["gradients_per_effective_draw"]),
-                ", ".join(f"{k.replace('_', ' ')} {format_seconds(v)}" for k, v in parts.items()),
+                cost_parts(row),
             ]
         )
     headings = ["fit", "time", "speed-up", "gradients", "per effective draw", "parts"]

@@ -1,6 +1,5 @@
 """A comparison as text for a terminal."""
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,8 @@ from inference.text_table import format_number, format_table, wrap
 from inference.verdict_kinds import Verdict
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from inference.compare import Comparison
 
 MAX_ROWS = 20  # per candidate: what a terminal shows without scrolling past the verdict
@@ -43,7 +44,7 @@ def comparison_text(comparison: "Comparison") -> str:
     for name in comparison.verdicts:
         title = f"{comparison.fits[name].model_name}: {name} against {comparison.reference}".removeprefix(": ")
         lines += [f"{title}: {comparison.fits[name].engine!r}", ""]
-        lines += [*_candidate_table(comparison, name), *_candidate_facts(comparison, name), ""]
+        lines += [*_candidate_table(comparison, name), *_wrapped(candidate_facts(comparison, name)), ""]
     lines += [_cost_table(comparison), ""]
     for remark in comparison.remarks:
         lines += [*wrap(remark), ""]
@@ -73,7 +74,12 @@ def _candidate_table(comparison: "Comparison", name: str) -> list[str]:
     return [*lines, explained + (" weighted: mean error / sd ratio after re-weighting." if weighted else "")]
 
 
-def _candidate_facts(comparison: "Comparison", name: str) -> list[str]:
+def _wrapped(lines: list[str]) -> list[str]:
+    return [part for line in lines for part in wrap(line)]
+
+
+def candidate_facts(comparison: "Comparison", name: str) -> list[str]:
+    """Sentences on what the table does not show: importance weights, and the correlation that differs most."""
     checks, lines = comparison.verdicts[name].checks, []
     if "khat" in checks:
         lines.append(
@@ -86,17 +92,21 @@ def _candidate_facts(comparison: "Comparison", name: str) -> list[str]:
             f"Largest correlation difference: {pair.first} and {pair.second}, {pair.candidate:+.2f} here, "
             f"{pair.reference:+.2f} in the reference (+- {pair.se:.2f})."
         )
-    return [line for text in lines for line in wrap(text)]
+    return lines
+
+
+def cost_parts(row: "pd.Series") -> str:
+    """Write where the time of one fit went, from its row of the costs."""
+    return ", ".join(
+        f"{key.removeprefix('seconds_').replace('_', ' ')} {format_seconds(value)}"
+        for key, value in row.items()
+        if str(key).startswith("seconds_") and value > 0  # NaN: a part that another fit has
+    )
 
 
 def _cost_table(comparison: "Comparison") -> str:
     costs, rows = comparison.costs, []
     for name, row in costs.iterrows():
-        parts = [
-            f"{key.removeprefix('seconds_').replace('_', ' ')} {format_seconds(value)}"
-            for key, value in row.items()
-            if key.startswith("seconds_") and not math.isnan(value) and value > 0
-        ]
         rows.append(
             [
                 str(name),
@@ -104,7 +114,7 @@ def _cost_table(comparison: "Comparison") -> str:
                 f"{int(row['num_gradients'])}",
                 format_number(row["gradients_per_effective_draw"]),
                 "" if name == comparison.reference else f"{format_number(row['speed_up'])} x",
-                ", ".join(parts),
+                cost_parts(row),
             ]
         )
     return format_table(["cost", "time", "gradients", "per effective draw", "speed-up", "parts"], rows, left=(0, 5))
