@@ -1,0 +1,327 @@
+"""From a loop `Program` to C++ text."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+from inference.native.lower import Lowered
+from inference.native.schedule import LEAVES, Group, Schedule, is_same_place, is_scalar, schedule
+from inference.native.values import BOOL, INT, REAL, Access, Literal, Tensor, Unsupported, Value, contiguous
+
+# Buffers up to this many bytes in all live on the stack, which threads of a sampler have 2 MB of; more go to the heap.
+STACK_BYTES = 2**18
+# The compiler's time grows with the text: about a second per thousand values.
+MAX_VALUES = 6000
+
+_EXPRESSIONS = {
+    "copy": "{0}", "neg": "-{0}", "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
+    "gt": "{0} > {1}", "ge": "{0} >= {1}", "lt": "{0} < {1}", "le": "{0} <= {1}", "eq": "{0} == {1}",
+    "ne": "{0} != {1}", "and": "{0} && {1}", "or": "{0} || {1}", "not": "!{0}", "where": "{0} ? {1} : {2}",
+    "max": "ppl_max({0}, {1})", "min": "ppl_min({0}, {1})", "real": "real({0})", "int": "int64_t({0})",
+    "bool": "{0} != 0", "isnan": "{0} != {0}", "isinf": "ppl_abs({0}) == HUGE_VAL",
+    "isfinite": "ppl_abs({0}) < HUGE_VAL", "rsqrt": "real(1) / ppl_sqrt({0})", "reciprocal": "real(1) / {0}",
+    "wrap": "ppl_wrap({0}, {1})", "pow": "real(std::pow({0}, {1}))", "xlogy": "real(ppl_xlogy({0}, {1}))",
+    "sign": "ppl_sign({0})", "abs": "ppl_abs({0})", "log2": "real(ppl_log({0}) * 1.4426950408889634)",
+    "log10": "real(ppl_log({0}) * 0.4342944819032518)", "exp2": "real(ppl_exp({0} * 0.6931471805599453))",
+    "sqrt": "real(ppl_sqrt({0}))", "round": "real(ppl_round({0}))",
+}  # fmt: skip
+_EXPRESSIONS |= {
+    name: f"real(ppl_{name}({{0}}))"
+    for name in ("exp", "log", "log1p", "expm1", "tanh", "sigmoid", "lgamma", "digamma")
+}
+_EXPRESSIONS |= {
+    name: f"real(std::{name}({{0}}))"
+    for name in (
+        "sin", "cos", "tan", "atan", "asin", "acos", "sinh", "cosh", "erf", "erfc", "floor", "ceil", "trunc",
+    )
+}  # fmt: skip
+_STARTS = {"sum": "0", "prod": "1", "any": "false", "all": "true", "max": "-HUGE_VAL", "min": "HUGE_VAL"}
+_COMBINES = {
+    "sum": "{0} + {1}", "prod": "{0} * {1}", "any": "{0} || {1}", "all": "{0} && {1}",
+    "max": "ppl_max({0}, {1})", "min": "ppl_min({0}, {1})",
+}  # fmt: skip
+
+
+@cache
+def _runtime() -> str:
+    return "".join((Path(__file__).parent / name).read_text() for name in ("runtime.h",))
+
+
+def emit(lowered: Lowered, *, single: bool) -> str:
+    """Write a self-contained C++ source.
+
+    Parameters
+    ----------
+    lowered
+        The program.
+    single
+        Compute in single precision.
+
+    Raises
+    ------
+    Unsupported
+        The program is too large to compile in reasonable time.
+    """
+    return _Emitter(lowered, single=single).source()
+
+
+class _Emitter:
+    def __init__(self, lowered: Lowered, *, single: bool) -> None:
+        self.lowered, self.single = lowered, single
+        self.lines: list[str] = []
+        self.depth = 1
+        self.outputs = [t if isinstance(t.source, Literal) else self._whole(t) for t in lowered.outputs]
+        self.schedule: Schedule = schedule(self.outputs)
+        size = sum(len(g.members) for g in self.schedule.groups)
+        if size > MAX_VALUES:
+            raise Unsupported(f"{size} operations are more than {MAX_VALUES}, which take minutes to compile")
+        self.pointers: dict[Value, str] = {}
+        self._current: set[Value] = set()
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        value = self.lowered.program.whole(tensor)
+        if value.kind in LEAVES:  # an output of its own, not the caller's memory
+            args = [Access(value, contiguous(value.shape), 0)]
+            value = self.lowered.program.value("pointwise", "copy", args, value.shape, dtype=value.dtype)
+        return Tensor(value, tensor.shape, contiguous(tensor.shape))
+
+    def source(self) -> str:
+        self._memory()
+        for group in self.schedule.groups:
+            self._write(group)
+        self._write_outputs()
+        body = "\n".join(self.lines)
+        real = "float" if self.single else "double"
+        parts = [
+            f"typedef {real} real;\n",
+            _runtime(),
+            'extern "C" __attribute__((visibility("default")))\n'
+            "int64_t ppl_evaluate(const void* const* inputs, void* const* outputs, const void* const* constants) {\n"
+            f"{body}\n    return 0;\n}}\n",
+        ]
+        if self._is_density():
+            parts.append(_log_density(len(self.outputs[0].shape) and self.outputs[0].shape[0]))
+        return "".join(parts)
+
+    def _is_density(self) -> bool:
+        shapes = [t.shape for t in self.outputs]
+        return not self.single and len(self.lowered.inputs) == 1 and shapes == [self.lowered.inputs[0].shape, ()]
+
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.depth + text)
+
+    def _memory(self) -> None:
+        """Declare pointers to inputs, constants and buffers."""
+        for i, value in enumerate(self.lowered.inputs):
+            self.line(f"const {value.dtype}* __restrict {value.name} = (const {value.dtype}*)inputs[{i}];")
+        for i, (value, _, _) in enumerate(self.lowered.constants):
+            self.line(f"const {value.dtype}* __restrict {value.name} = (const {value.dtype}*)constants[{i}];")
+        for i, tensor in enumerate(self.outputs):
+            if tensor.source in self.schedule.stored and tensor.source not in self.pointers:
+                self.pointers[tensor.source] = f"(({tensor.dtype}*)outputs[{i}])"
+        buffers = sorted((v for v in self.schedule.stored if v not in self.pointers), key=lambda v: int(v.name[1:]))
+        sizes = [(v.numel * 8 + 63) // 64 * 64 for v in buffers]
+        heap = sum(sizes) > STACK_BYTES
+        if heap:
+            self.line("static thread_local Scratch scratch;")
+            self.line(f"char* __restrict memory = scratch.get({sum(sizes)});")
+            self.line("if (!memory) return -1;")
+        at = 0
+        for value, size in zip(buffers, sizes, strict=True):
+            if heap:
+                self.line(f"{value.dtype}* __restrict {value.name} = ({value.dtype}*)(memory + {at});")
+            else:
+                self.line(f"alignas(64) {value.dtype} {value.name}[{value.numel}];")
+            at += size
+        for value, pointer in self.pointers.items():
+            self.line(f"{value.dtype}* __restrict {value.name} = {pointer};")
+
+    def _write_outputs(self) -> None:
+        for i, tensor in enumerate(self.outputs):
+            target = f"(({tensor.dtype}*)outputs[{i}])"
+            if isinstance(tensor.source, Literal):
+                number = _number(tensor.source)
+                self.line(f"for (int64_t i = 0; i < {math.prod(tensor.shape)}; i++) {target}[i] = {number};")
+            elif is_scalar(tensor.source):
+                self.line(f"{target}[0] = {tensor.source.name};")
+            elif self.pointers[tensor.source] != target:
+                self.line(f"std::memcpy({target}, {tensor.source.name}, sizeof({tensor.dtype}) * {tensor.source.numel});")
+
+    def _write(self, group: Group) -> None:
+        if not group.space and not group.alone:
+            for value in group.members:
+                self._member(value, (), target=None)
+            return
+        if not group.alone:
+            self._loop(group)
+            return
+        value = group.members[0]
+        {"call": self._call, "assemble": self._assemble, "scatter": self._scatter}[value.kind](value)
+
+    def _call(self, value: Value) -> None:
+        if value.op == "part":
+            return
+        detail = value.detail
+        sizes = ", ".join(str(n) for n in detail["sizes"])
+        arguments = ", ".join([f"({a.value.dtype}*)&{a.value.name}" if is_scalar(a.value) else a.value.name
+                               for a in value.args] + [value.name])  # fmt: skip
+        self.line(f"{value.op}<{sizes}>({arguments});")
+
+    def _assemble(self, value: Value) -> None:
+        for source, (shape, strides, offset) in zip(value.args, value.detail, strict=True):
+            dims = [d for d, n in enumerate(shape) if n != 1]
+            sizes = [shape[d] for d in dims]
+            if isinstance(source, Access):
+                source = Access(source.value, tuple(source.strides[d] for d in dims), source.offset)
+            opened = self._open(sizes, range(len(sizes)), simd="")
+            place = _address(offset, [strides[d] for d in dims], range(len(sizes)))
+            self.line(f"{value.name}[{place}] = {self._read(source)};")
+            self._close(opened)
+
+    def _scatter(self, value: Value) -> None:
+        strides, start, add = value.detail
+        values, where, *base = value.args
+        if base:
+            source = base[0].value.name
+            self.line(f"std::memcpy({value.name}, {source}, sizeof({value.dtype}) * {value.numel});")
+        else:
+            self.line(f"for (int64_t i = 0; i < {value.numel}; i++) {value.name}[i] = {_number(start)};")
+        opened = self._open(value.space, range(len(value.space)), simd=None)
+        rest = _address(0, strides, range(len(strides)))
+        self.line(f"{value.name}[{self._read(where)} + {rest}] {'+=' if add else '='} {self._read(values)};")
+        self._close(opened)
+
+    def _loop(self, group: Group) -> None:
+        """Write the loop nest of a group."""
+        space = group.space
+        self._current = set(group.members)
+        order = _loop_order(space)
+        reductions = [v for v in group.members if v.kind == "reduce"]
+        # Sums over the innermost loop are kept in a register, and added to their place after it.
+        summed = [v for v in reductions if v.detail[order[-1]]]
+        partial = [v for v in summed if len(order) > 1]
+        for v in reductions:
+            start = _STARTS[v.op]
+            self.line(
+                f"{v.dtype} {v.name} = {start};"
+                if is_scalar(v)
+                else f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {start};"
+            )
+        outer = self._open([space[d] for d in order[:-1]], order[:-1], simd=None)
+        for v in partial:
+            self.line(f"{v.dtype} {v.name}_ = {_STARTS[v.op]};")
+        simd = _simd_clause(summed, [v.name + "_" if v in partial else v.name for v in summed])
+        inner = self._open([space[d] for d in order[-1:]], order[-1:], simd=simd)
+        for v in group.members:
+            self._member(v, space, target=v.name + "_" if v in partial else None)
+        self._close(inner)
+        for v in partial:
+            target = v.name if is_scalar(v) else f"{v.name}[{_kept_address(v)}]"
+            self.line(f"{target} = {_COMBINES[v.op].format(target, v.name + '_')};")
+        self._close(outer)
+
+    def _member(self, v: Value, space: tuple[int, ...], *, target: str | None) -> None:
+        if v.kind == "reduce":
+            target = target or (v.name if is_scalar(v) else f"{v.name}[{_kept_address(v)}]")
+            self.line(f"{target} = {_COMBINES[v.op].format(target, self._read(v.args[0], space))};")
+            return
+        if v.op == "gather":
+            base, where = v.args
+            place = _address(base.offset, base.strides, range(len(space)))
+            expression = f"{base.value.name}[{self._read(where, space)} + {place}]"
+        else:
+            expression = _EXPRESSIONS[v.op].format(*(self._read(a, space) for a in v.args))
+        name = v.name if is_scalar(v) else f"{v.name}_"
+        self.line(f"const {v.dtype} {name} = {expression};")
+        if v in self.schedule.stored:
+            self.line(f"{v.name}[{_address(0, contiguous(space), range(len(space)))}] = {name};")
+
+    def _read(self, a: Access | Literal, space: tuple[int, ...] | None = None) -> str:
+        if isinstance(a, Literal):
+            return _number(a)
+        if is_scalar(a.value):
+            return a.value.name
+        if space is not None and self._is_open(a, space):
+            return f"{a.value.name}_"
+        return f"{a.value.name}[{_address(a.offset, a.strides, range(len(a.strides)))}]"
+
+    def _is_open(self, a: Access, space: tuple[int, ...]) -> bool:
+        return is_same_place(a, space) and a.value in self._current
+
+    def _open(self, sizes: Sequence[int], dims: Iterable[int], *, simd: str | None) -> int:
+        """Open loops; ``simd``: clauses for the innermost, None for a plain loop."""
+        for k, (size, d) in enumerate(zip(sizes, dims, strict=True)):
+            if simd is not None and k == len(sizes) - 1 and size > 1:
+                self.line(f"#pragma omp simd {simd}".rstrip())
+            self.line(f"for (int64_t i{d} = 0; i{d} < {size}; i{d}++) {{")
+            self.depth += 1
+        return len(sizes)
+
+    def _close(self, count: int) -> None:
+        for _ in range(count):
+            self.depth -= 1
+            self.line("}")
+
+
+def _loop_order(space: tuple[int, ...]) -> list[int]:
+    """Outermost first; the innermost is long enough for the vector unit where there is such a dim."""
+    order = list(range(len(space)))
+    if len(order) > 1 and space[-1] < 8:
+        longest = max(order, key=lambda d: space[d])
+        if space[longest] >= 16:
+            order.remove(longest)
+            order.append(longest)
+    return order
+
+
+def _simd_clause(summed: list[Value], names: list[str]) -> str | None:
+    """Clauses of the vector pragma; None where the compiler cannot reorder what the loop combines."""
+    if any(v.op != "sum" for v in summed):
+        return None
+    return f"reduction(+ : {', '.join(names)})" if names else ""
+
+
+def _kept_address(v: Value) -> str:
+    kept = [d for d, reduced in enumerate(v.detail) if not reduced]
+    return _address(0, contiguous(v.shape), kept)
+
+
+def _address(offset: int, strides: Sequence[int], dims: Iterable[int]) -> str:
+    terms = [f"{s} * i{d}" if s != 1 else f"i{d}" for s, d in zip(strides, dims, strict=True) if s]
+    return " + ".join(([str(offset)] if offset or not terms else []) + terms)
+
+
+def _number(a: Literal) -> str:
+    number = a.number
+    if isinstance(number, bool):
+        return "true" if number else "false"
+    if isinstance(number, int):
+        return f"int64_t({number})"
+    if math.isnan(number):
+        return "real(__builtin_nan(\"\"))"
+    if math.isinf(number):
+        return f"real({'-' if number < 0 else ''}HUGE_VAL)"
+    return f"real({number!r})"
+
+
+def _log_density(dim: int) -> str:
+    """The function that nutpie calls; positive codes are points without a density, where a trajectory ends."""
+    return f"""
+extern "C" __attribute__((visibility("default")))
+int64_t ppl_log_density(uint64_t dim, const double* point, double* gradient, double* value, void* constants) {{
+    if (dim != {dim}) return -1;
+    const void* inputs[1] = {{point}};
+    void* outputs[2] = {{gradient, value}};
+    if (ppl_evaluate(inputs, outputs, (const void* const*)constants)) return -1;
+    for (uint64_t i = 0; i < dim; i++) if (!(ppl_abs(gradient[i]) < HUGE_VAL)) return 3;
+    return ppl_abs(*value) < HUGE_VAL ? 0 : 4;
+}}
+
+extern "C" __attribute__((visibility("default")))
+int64_t ppl_copy(uint64_t dim, uint64_t expanded, const double* point, double* out, void*) {{
+    if (dim != expanded) return -1;
+    std::memcpy(out, point, sizeof(double) * dim);
+    return 0;
+}}
+"""

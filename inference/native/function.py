@@ -1,0 +1,87 @@
+"""A compiled graph as a function of arrays, and as an address for callers written in C or Rust."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import GraphModule
+
+from inference.native.compiler import build
+from inference.native.emit import emit
+from inference.native.lower import Lowered, lower
+from inference.native.values import BOOL, INT, Tensor
+
+
+def compile_graph(graph: GraphModule, *example: torch.Tensor) -> "NativeFunction":
+    """Compile a recorded graph whose constants are folded; the library comes from the cache where it is known.
+
+    Parameters
+    ----------
+    graph
+        As `inference.graph.record` gives it. Its constants are read where they lie in memory, not copied.
+    example
+        Tensors of the shapes and dtypes of its arguments.
+
+    Raises
+    ------
+    Unsupported
+        An operation for which there is no native code, or a graph too large to compile.
+    NoCompiler, CompileFailed
+        There is no compiler, or it did not accept the source.
+    """
+    lowered = lower(graph, example)
+    single = any(t.dtype == torch.float32 for t in example)
+    return NativeFunction(lowered, emit(lowered, single=single), single=single)
+
+
+class NativeFunction:
+    """A compiled function of arrays.
+
+    Attributes
+    ----------
+    evaluate_address, constants_address
+        The C function ``int64_t (const void* const* inputs, void* const* outputs, const void* const* constants)``, and
+        its last argument. Both are valid as long as this object lives.
+    log_density_address
+        The function that nutpie calls, for graphs from a point to (gradient, value); else None.
+    """
+
+    def __init__(self, lowered: Lowered, source: str, *, single: bool) -> None:
+        self._real = np.dtype(np.float32 if single else np.float64)
+        self._library = ctypes.CDLL(str(build(source)))
+        self._constants = [value for _, _, value in lowered.constants]  # kept alive
+        self._table = (ctypes.c_void_p * max(1, len(self._constants)))(*(t.data_ptr() for t in self._constants))
+        self._input_shapes = [v.shape for v in lowered.inputs]
+        self._input_dtypes = [self._dtype(v.dtype) for v in lowered.inputs]
+        self._outputs = [(t.shape, self._dtype(t.dtype)) for t in lowered.outputs]
+        self.evaluate = self._library.ppl_evaluate
+        self.evaluate.restype = ctypes.c_int64
+        self.evaluate_address = _address_of(self.evaluate)
+        self.constants_address = ctypes.addressof(self._table)
+        density = getattr(self._library, "ppl_log_density", None)
+        self.log_density_address = _address_of(density) if density else None
+        self.copy_address = _address_of(self._library.ppl_copy) if density else None
+
+    def _dtype(self, name: str) -> np.dtype:
+        return np.dtype({INT: np.int64, BOOL: np.bool_}.get(name, self._real))
+
+    def __call__(self, *inputs: Any) -> tuple[np.ndarray, ...]:
+        """Evaluate at arrays of the shapes of the example; new arrays come back."""
+        arrays = [np.ascontiguousarray(x, dtype) for x, dtype in zip(inputs, self._input_dtypes, strict=True)]
+        for array, shape in zip(arrays, self._input_shapes, strict=True):
+            if array.shape != shape:
+                raise ValueError(f"inputs: expected shape {shape}, got {array.shape}.")
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        failed = self.evaluate(_pointers(arrays), _pointers(outputs), self._table)
+        if failed:
+            raise MemoryError("native code: no memory for its intermediate results.")
+        return tuple(outputs)
+
+
+def _address_of(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value
+
+
+def _pointers(arrays: list[np.ndarray]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
