@@ -1,4 +1,4 @@
-"""The command line: `ppl models`, `ppl compare`, `ppl fit`, `ppl check`.
+"""The command line: `ppl models`, `ppl compare`, `ppl fit`, `ppl check`, `ppl cache`.
 
 Exit status: 0 the candidate may be trusted, 1 it may not or cannot be judged, 2 the request was wrong, 130 interrupted.
 Results go to stdout; remarks, warnings and progress to stderr.
@@ -24,6 +24,7 @@ from inference.engine_names import KNOWN, parse_engines, reference_of
 from inference.errors import InputError
 from inference.fit import Engine, Fit
 from inference.model_source import find_model
+from inference.native import cache
 from inference.output_files import make_folder, write_comparison, write_draws, write_fit
 from inference.request import Request, read_request
 from inference.storage import load_fit
@@ -119,6 +120,25 @@ def _check(arguments: argparse.Namespace) -> int:
         print(verdict)
         print(f"\n{_seconds(fit)}")
     return TRUSTED if verdict.trusted else NOT_TRUSTED
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    if arguments.clear:
+        gone, left = cache.clear(), cache.usage()
+        if left.num_libraries:
+            raise InputError(
+                f"--clear: {left.num_libraries} libraries in {left.folder} cannot be removed; see who owns the folder"
+            )
+        print(f"Removed {gone.num_libraries} libraries, {_megabytes(gone.num_bytes)}, from {gone.folder}.")
+        return TRUSTED
+    kept = cache.usage()
+    print(f"folder     {kept.folder}\nlibraries  {kept.num_libraries}")
+    print(f"size       {_megabytes(kept.num_bytes)}\nbound      {_megabytes(cache.MAX_BYTES)}")
+    return TRUSTED
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MB"
 
 
 def _read(arguments: argparse.Namespace) -> Request:
@@ -261,6 +281,10 @@ def _parser() -> _Parser:
     check.add_argument("--fit", type=Path, metavar="FILE", help="judge this fit, which `ppl fit --out` saved")
     check.add_argument("--engine", default="auto", help=f"default auto; known: {KNOWN}")
     check.set_defaults(command=_check)
+
+    kept = commands.add_parser("cache", help="show where compiled models are kept, or remove them")
+    kept.add_argument("--clear", action="store_true", help="remove them all; they are compiled again when needed")
+    kept.set_defaults(command=_cache)
     return parser
 
 
