@@ -1,7 +1,8 @@
 """A Pyro model and its data as one flat, unconstrained log density, with gradient, one point or many at a time."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from pyro import poutine
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
-from torch.func import grad_and_value
 
 from inference.errors import InputError, one_line
-from inference.graph import batched, loop, map_draws, record, widest
+from inference.fingerprint import Unknown, fingerprint
+from inference.graph import batched, loop, map_draws, second, widest
+from inference.recorded import Inputs, bound_graph
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 # (float64; float32 has about 7 digits, of which sums over data lose some).
 VERIFY_POINTS = 3
 VERIFY_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+# A recording that was made for other data must do better, since it repeats Pyro's own operations: the model may have
+# changed in a way that is small beside a sum over many data.
+KEPT_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
 # Points tried per chain before the model is declared to have no finite starting point (Stan and Pyro use 100, too).
 START_ATTEMPTS = 100
 
@@ -119,10 +124,10 @@ class Density:
         """Join unconstrained values by site into one vector (D,)."""
         return torch.cat([values[name].reshape(-1) for name in self._shapes])
 
-    def eager(self, vector: torch.Tensor) -> torch.Tensor:
-        """Log density at one vector (D,), by running the Pyro model."""
+    def eager(self, vector: torch.Tensor, data: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """Log density at one vector (D,), by running the Pyro model, at other data if given."""
         with pyro.validation_enabled(False), UnconstrainMessenger(self.unflatten(vector)) as run:
-            trace = poutine.trace(self._model).get_trace(**self.sites.data)
+            trace = poutine.trace(self._model).get_trace(**(self.sites.data if data is None else data))
             return self._evaluator.log_prob(trace) + run.log_jacobian
 
     def value_and_grad(self, point: np.ndarray) -> tuple[float, np.ndarray]:
@@ -198,12 +203,13 @@ class Density:
         self._single = self._eager_grad
         self._many = lambda points: loop(self._eager_grad, points)
         self._values = lambda points: loop(self.eager, points)
+        inputs = Inputs(self.sites.data)
+
+        def function(vector: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._eager_grad(vector, inputs.join(tensors))
+
         try:
-            graph = record(self.eager, example)
-            single = record(grad_and_value(graph), example)
-            numbers = widest(single, example)
-            many, values = batched(grad_and_value(graph), numbers=numbers), batched(graph, numbers=numbers)
-            self._verify(single, many)
+            graph = bound_graph(function, example, inputs, key=self._key, check=self._verify)
         except Exception as error:  # recording can fail in as many ways as models can be written
             first_line = (str(error).strip().splitlines() or [""])[0]
             self.reason = (
@@ -211,38 +217,50 @@ class Density:
             )
             logger.info(self.reason)
         else:
-            self._single, self._many, self._values = single, many, values
+            numbers = widest(graph)
+            self._single, self._many = graph, batched(graph, numbers=numbers)
+            self._values = lambda points: batched(second(graph), numbers=numbers)(points)
 
-    def _eager_grad(self, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = vector.detach().clone().requires_grad_()
+    def _key(self) -> Hashable:
+        """Tell what is recorded, apart from the data."""
+        if self.sites.params:
+            raise Unknown("the parameter store")
+        shapes = tuple((name, tuple(shape)) for name, shape in self._shapes.items())
+        discrete = tuple(self.sites.discrete), self.sites.max_plate_nesting
+        return fingerprint(self.sites.function), shapes, discrete, self.dtype
+
+    def _eager_grad(
+        self, vector: torch.Tensor, data: Mapping[str, Any] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = vector.detach().requires_grad_()
         with torch.enable_grad():
-            value = self.eager(leaf)
+            value = self.eager(leaf, data)
             (gradient,) = torch.autograd.grad(value, leaf)
         return gradient, value.detach()
 
-    def _verify(self, single: Callable, many: Callable) -> None:
-        points = torch.as_tensor(self._workable(VERIFY_POINTS), dtype=self.dtype)
-        expected = loop(self._eager_grad, points)
-        for got in (loop(single, points), many(points)):
+    def _verify(self, graph: Callable, kept: bool) -> None:  # noqa: FBT001 - the second of two, of a callback
+        """Compare a graph, one point and many at a time, with eager Pyro."""
+        tolerance = (KEPT_TOLERANCE if kept else VERIFY_TOLERANCE)[self.dtype]
+        points, *expected = self._workable
+        for got in (loop(graph, points), batched(graph, numbers=1)(points)):
             for e, g, what in zip(expected, got, ("gradient", "value"), strict=True):
                 scale = e.abs().amax(dim=tuple(range(1, e.dim())), keepdim=True) + 1.0
-                same = torch.isclose(g / scale, e / scale, rtol=0, atol=VERIFY_TOLERANCE[self.dtype], equal_nan=True)
-                if not same.all():
+                if not torch.isclose(g / scale, e / scale, rtol=0, atol=tolerance, equal_nan=True).all():
                     raise ArithmeticError(f"the recorded {what} differs from eager Pyro's")
 
-    def _workable(self, num: int) -> np.ndarray:
-        """Choose points (num, D) at which eager Pyro runs; the same ones every time."""
+    @cached_property
+    def _workable(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A few points (n, D) at which eager Pyro runs, the same ones every time; its gradients and values there."""
         points = np.random.default_rng(0).uniform(-START_RADIUS, START_RADIUS, size=(START_ATTEMPTS, self.dim))
         found = []
-        for point in points:
+        for point in torch.as_tensor(points, dtype=self.dtype):
             try:
-                self._eager_grad(torch.as_tensor(point, dtype=self.dtype))
+                found.append((point, *self._eager_grad(point)))
             except torch.linalg.LinAlgError:
                 continue
-            found.append(point)
-            if len(found) == num:
+            if len(found) == VERIFY_POINTS:
                 break
-        return np.array(found)
+        return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
     def _no_start(self, point: np.ndarray) -> str:
         vector = torch.as_tensor(point, dtype=self.dtype)

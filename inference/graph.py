@@ -4,9 +4,10 @@ A Pyro model spends most of its time in effect handlers. Recorded once, its arit
 runs it for a whole batch of parameter values, whatever indexing style the model is written in.
 """
 
+import copy
 import logging
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,33 +15,19 @@ import numpy as np
 import pyro
 import pyro.ops.einsum.torch_log
 import torch
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule, Interpreter, Node
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot, make_fx
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
+from inference.markov import markov_operators
 from inference.progress import bar
+from inference.recorder import Trace, trace
 
 logger = logging.getLogger(__name__)
 
 # A batched run keeps its widest intermediate under this many numbers (float64: 128 MB), so memory stays bounded.
 MAX_BATCH_NUMBERS = 2**24
-# Recording stops at this many operations. Each costs about 0.4 ms to record (0.5 ms in the value, 0.36 ms in the
-# gradient), so this is 8 s; a loop that unrolls to more then runs hardly faster than Pyro itself (1.4 times at 15 000).
-MAX_OPERATIONS = 20_000
-
-
-class TooLongError(RuntimeError):
-    """A function that is too long to be recorded."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            f"the model unrolls to more than {MAX_OPERATIONS} operations, e.g. by a Python loop over time: write it "
-            "with pyro.distributions.DiscreteHMM, a vectorised plate, or torch.cumsum"
-        )
 
 
 def record(function: Callable[..., Any], *example: Any) -> GraphModule:
@@ -50,38 +37,111 @@ def record(function: Callable[..., Any], *example: Any) -> GraphModule:
     torch), as does a function of too many operations (`TooLongError`): the caller falls back to the function
     itself.
     """
-
-    def plain(*arguments: Any) -> Any:
-        with _Bounded():
-            return function(*arguments)
-
-    # One fake mode for all nodes; torch otherwise makes one, with a stack trace, for each (2/3 of the time).
-    one_fake_mode = tracing(TracingContext(FakeTensorMode()))
-    with pyro.validation_enabled(False), _functional_log(), one_fake_mode, _TensorIndexing(), _ConstantReads():
-        graph = _batchable(make_fx(plain)(*example))
-        if _mutates(graph):
-            graph = _batchable(make_fx(torch.func.functionalize(plain))(*example))
-    if _mutates(graph):  # a folded constant would change at every run
-        raise NotImplementedError("an in-place operation on a constant cannot be recorded")
-    _poison_failures(graph)
-    fold(graph)
-    return graph
+    return Recording(function, example).bind()
 
 
-class _Bounded(TorchDispatchMode):
-    """Counts operations, those of a backward pass as well, and stops a recording that grows too long."""
+class Recording:
+    """A recorded function of arguments and data, which `bind` makes a graph of the arguments alone.
 
-    count = 0
+    Parameters
+    ----------
+    function
+        Called as ``function(*arguments, *data)``.
+    arguments, data
+        Where to record it. The recording holds for other data of the same shapes and dtypes.
 
-    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.count += 1
-        if self.count > MAX_OPERATIONS:
-            raise TooLongError
-        return func(*args, **(kwargs or {}))
+    Attributes
+    ----------
+    read
+        Positions of the data tensors whose values were read while recording (`int(group.max())`): the recording
+        holds for these values only.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], arguments: Sequence[Any], data: Sequence[torch.Tensor] = ()
+    ) -> None:
+        with pyro.validation_enabled(False), _functional_log(), markov_operators(), _TensorIndexing():
+            first = last = trace(function, arguments, data)
+            constants: list[torch.Tensor] = []
+            if first.stale or _mutates(_batchable(first.module)):
+                first, last, constants = _functionalized(function, arguments, data)
+        if last.stale or _mutates(_batchable(last.module)):  # a folded constant would change at every run
+            raise NotImplementedError("an in-place operation on a constant cannot be recorded")
+        self.read = frozenset(i for i in first.read | last.read if i < len(data))
+        _poison_failures(last.module)
+        self._split(last.module, constants)
+        if all(isinstance(a, torch.Tensor) for a in arguments):
+            (output,) = (node for node in self._body.nodes if node.op == "output")
+            output.args = (tree_unflatten(output.args[0], first.out_spec),)
+        else:
+            names = [f"argument_{i}" for i in range(len(arguments))]
+            self._body.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, tree_structure(tuple(arguments)), first.out_spec)))
+
+    def _split(self, module: GraphModule, constants: list[torch.Tensor]) -> None:
+        """Part the nodes that depend on data and constants only from the others, the body."""
+        graph = module.graph
+        graph.eliminate_dead_code(is_impure_node=_is_impure)
+        known: dict[Node, None] = {}
+        for node in graph.nodes:
+            data = node.op == "placeholder" and node.meta["bound"]
+            computed = node.op == "call_function" and all(n in known for n in node.all_input_nodes)
+            if node.op == "get_attr" or data or (computed and not _is_impure(node)):
+                known[node] = None
+        bound = [node for node in known if node.op == "placeholder"]
+        self._data = bound[: len(bound) - len(constants)]
+        self._own = dict(zip(bound[len(self._data) :], constants, strict=True))
+        self._own |= {node: getattr(module, node.target) for node in known if node.op == "get_attr"}
+        self._prelude = [node for node in known if node.op == "call_function"]
+        self._constants = {f"_folded_{n.name}": n for n in known if any(user not in known for user in n.users)}
+        self._body = Graph()
+        copies = {n: self._body.node_copy(n) for n in graph.nodes if n.op == "placeholder" and n not in known}
+        copies |= {node: self._body.get_attr(name) for name, node in self._constants.items()}
+        for node in graph.nodes:
+            if node not in known and node not in copies:
+                copies[node] = self._body.node_copy(node, copies.__getitem__)
+
+    @property
+    def num_constants(self) -> int:
+        """Count the numbers that the recording holds of its own."""
+        return sum(constant.numel() for constant in self._own.values())
+
+    def bind(self, *data: torch.Tensor) -> GraphModule:
+        """Give the graph of the arguments alone, its constants computed from these data (and sharing their storage).
+
+        Its nodes, their names and order are the same for all data.
+        """
+        known = dict(zip(self._data, data, strict=True)) | self._own
+        with torch.no_grad():
+            for node in self._prelude:
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = node.target(*args, **kwargs)
+        return GraphModule({name: known[node] for name, node in self._constants.items()}, copy.deepcopy(self._body))
+
+
+def _functionalized(
+    function: Callable[..., Any], arguments: Sequence[Any], data: Sequence[torch.Tensor]
+) -> tuple[Trace, Trace, list[torch.Tensor]]:
+    """Trace a function that changes parts of tensors in place: as it is, and with torch sorting out the parts.
+
+    Torch is given the operations rather than the function, since that may read its parameters from elsewhere (see
+    `svi_graph`), and the constants as further data, since it could not follow changes to them otherwise.
+    """
+    first = trace(function, arguments, data, keep_in_place=True)
+    constants = []
+    *_, place = (node for node in first.module.graph.nodes if node.op == "placeholder")
+    for node in [n for n in first.module.graph.nodes if n.op == "get_attr"]:
+        constants.append(getattr(first.module, node.target))
+        with first.module.graph.inserting_after(place):
+            place = first.module.graph.placeholder(node.target)
+        node.replace_all_uses_with(place)
+        first.module.graph.erase_node(node)
+    first.module.recompile()
+    last = trace(torch.func.functionalize(first.module), tree_leaves(tuple(arguments)), [*data, *constants])
+    return first, last, constants
 
 
 # These random operations cannot be batched by vmap; the ones they are replaced by can, and have the same distribution.
-_BATCHABLE_DRAWS: dict[Any, Callable[..., torch.Tensor]] = {
+BATCHABLE_DRAWS: dict[Any, Callable[..., torch.Tensor]] = {
     operation: draw
     for operations, draw in (
         (("normal_", "normal_functional"), lambda x, mean=0.0, std=1.0: mean + std * torch.randn_like(x)),
@@ -98,12 +158,9 @@ _BATCHABLE_DRAWS: dict[Any, Callable[..., torch.Tensor]] = {
 
 def _batchable(graph: GraphModule) -> GraphModule:
     for node in graph.graph.nodes:
-        draw = _BATCHABLE_DRAWS.get(getattr(node.target, "overloadpacket", None))
+        draw = BATCHABLE_DRAWS.get(getattr(node.target, "overloadpacket", None))
         if draw is not None:
             node.target, node.kwargs = draw, {}
-        elif _is_mutable(node) and _is_unshared(node.args[0]):
-            name = node.target.overloadpacket.__name__.removesuffix("_")
-            node.target = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
     return graph
 
 
@@ -115,27 +172,21 @@ def _poison_failures(graph: GraphModule) -> None:
         info = check.args[0]
         results = [n for n in info.args[0].users if n.target is operator.getitem and n.args[1] == 0]
         for result in results:
-            with graph.graph.inserting_before(check):
-                poisoned = graph.graph.call_function(_nan_where_failed, (result, info))
+            # At once: a recorded backward pass keeps the result before it is checked.
+            with graph.graph.inserting_after(max(result, info)):
+                poisoned = graph.graph.call_function(nan_where_failed, (result, info))
             result.replace_all_uses_with(poisoned, delete_user_cb=lambda user, new=poisoned: user is not new)
         graph.graph.erase_node(check)
 
 
-def _nan_where_failed(result: torch.Tensor, info: torch.Tensor) -> torch.Tensor:
+def nan_where_failed(result: torch.Tensor, info: torch.Tensor) -> torch.Tensor:
+    """Give the result of a factorisation, NaN where it failed."""
     failed = (info != 0).reshape(info.shape + (1,) * (result.dim() - info.dim()))
     return torch.where(failed, torch.nan, result)
 
 
 def _is_mutable(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _is_unshared(node: Node) -> bool:
-    """Whether a tensor is new and used once, so that changing it in place cannot be seen elsewhere."""
-    fresh = isinstance(node.target, torch._ops.OpOverload) and not any(
-        r.alias_info is not None for r in node.target._schema.returns
-    )
-    return fresh and len(node.users) == 1
 
 
 def _mutates(graph: GraphModule) -> bool:
@@ -174,7 +225,7 @@ def _is_impure(node: Node) -> bool:
     if node.op in ("placeholder", "output"):
         return True
     if not isinstance(node.target, torch._ops.OpOverload):
-        return node.target in _BATCHABLE_DRAWS.values()
+        return node.target in BATCHABLE_DRAWS.values()
     return torch.Tag.nondeterministic_seeded in node.target.tags
 
 
@@ -197,48 +248,6 @@ def _is_scalar_index(index: Any) -> bool:
     return torch.is_tensor(index) and index.dim() == 0 and index.dtype in (torch.int64, torch.int32)
 
 
-class _ConstantReads(TorchFunctionMode):
-    """Lets ``int(group.max()) + 1`` and ``if (y > 0).any()`` read values that follow from the data alone.
-
-    Recording refuses every read of a value, because control flow may depend on it. Where no argument and no random
-    number enters, the value is the same at every run, and reading it is harmless.
-    """
-
-    READS = (
-        torch.Tensor.item,
-        torch.Tensor.tolist,
-        torch.Tensor.__int__,
-        torch.Tensor.__float__,
-        torch.Tensor.__bool__,
-        torch.Tensor.__index__,
-    )
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        mode = get_proxy_mode() if func in self.READS else None
-        if mode is not None and _is_constant(args[0], mode.tracer):
-            with disable_proxy_modes_tracing():
-                return func(*args)
-        return func(*args, **(kwargs or {}))
-
-
-def _is_constant(tensor: torch.Tensor, tracer: Any) -> bool:
-    """Whether nothing that was recorded so far makes the tensor depend on an argument or on a random number."""
-    slot = get_proxy_slot(tensor, tracer, None, lambda slot: slot)
-    waiting, seen = ([] if slot is None else [slot.proxy.node]), set()
-    while waiting:
-        node = waiting.pop()
-        if _is_impure(node):
-            return False
-        seen.add(node)
-        if getattr(node.target, "overloadpacket", None) not in _FILLED:
-            waiting += [n for n in node.all_input_nodes if n not in seen]
-    return True
-
-
-# Their result has the shape of an argument, but values of its own.
-_FILLED = {getattr(torch.ops.aten, name) for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones")}
-
-
 @contextmanager
 def _functional_log() -> Iterator[None]:
     """Let Pyro's enumeration use a logarithm that recording can differentiate.
@@ -259,22 +268,18 @@ def _safe_log(x: torch.Tensor) -> torch.Tensor:
     return torch.where(positive, torch.where(positive, x, 1.0).log(), -torch.inf)
 
 
-def widest(graph: GraphModule, *example: Any) -> int:
-    """Count the numbers in the largest tensor that depends on the arguments of one run of ``graph``."""
-    counter = _Widest(graph)
-    with torch.no_grad():
-        counter.run(*example)
-    return counter.numbers
+def second(graph: GraphModule) -> GraphModule:
+    """Give the graph of the second of two results."""
+    nodes = copy.deepcopy(graph.graph)
+    (output,) = (node for node in nodes.nodes if node.op == "output")
+    output.args = (output.args[0][1],)
+    nodes.eliminate_dead_code(is_impure_node=_is_impure)
+    return GraphModule(graph, nodes)
 
 
-class _Widest(Interpreter):
-    numbers = 1
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n.op == "call_function" and isinstance(result, torch.Tensor):
-            self.numbers = max(self.numbers, result.numel())
-        return result
+def widest(graph: GraphModule) -> int:
+    """Count the numbers in the largest tensor that depends on the arguments of a recorded graph."""
+    return max((node.meta.get("numbers", 1) for node in graph.graph.nodes), default=1)
 
 
 def batched(function: Callable[..., Any], *, numbers: int) -> Callable[..., Any]:
@@ -307,7 +312,7 @@ def map_draws(function: Callable[[Any], Any], values: Any, *, random: bool = Fal
     with torch.no_grad(), pyro.validation_enabled(False):
         try:
             graph = record(function, first)
-            result = batched(graph, numbers=widest(graph, first))(values)
+            result = batched(graph, numbers=widest(graph))(values)
             if not random and not _same(function(last), {name: value[-1] for name, value in result.items()}):
                 raise ArithmeticError("the recorded function differs from the function itself")
         except Exception as error:  # torch raises many types here; one by one is slow and right

@@ -12,7 +12,7 @@ from scipy.stats import beta, norm
 from inference import NUTS, fit
 from inference.density import Density
 from inference.errors import InputError
-from inference.graph import fold, map_draws, record
+from inference.graph import Recording, fold, map_draws, record
 from inference.isolation import isolated
 from inference.sites import read_sites
 from inference.validate import prepare_data
@@ -139,16 +139,18 @@ def test_moving_support_integrates_to_the_evidence():
 
 
 def test_a_recording_that_differs_is_not_used(monkeypatch):
-    import inference.density
+    bind = Recording.bind
 
-    def slightly_off(function, *example):
-        def moved(v):
-            result = function(v)
-            return (result[0] + 1e-3, result[1]) if isinstance(result, tuple) else result
+    def slightly_off(recording, *data):
+        graph = bind(recording, *data)
 
-        return record(moved, *example)
+        def moved(point):
+            gradient, value = graph(point)
+            return gradient + 1e-3, value
 
-    monkeypatch.setattr(inference.density, "record", slightly_off)
+        return moved
+
+    monkeypatch.setattr(Recording, "bind", slightly_off)
     density = build(CASES["schools"].model, CASES["schools"].data)
     assert density.backend == "eager"
     assert "differs from eager Pyro" in density.reason
