@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from inference.native.lower import Lowered
-from inference.native.schedule import LEAVES, Group, Schedule, is_same_place, is_scalar, schedule
+from inference.native.schedule import BLOCK_ROWS, LEAVES, Group, Schedule, is_same_place, is_scalar, schedule
 from inference.native.values import BOOL, INT, REAL, Access, Literal, Tensor, Unsupported, Value, contiguous
 
 # Buffers up to this many bytes in all live on the stack, which threads of a sampler have 2 MB of; more go to the heap.
@@ -73,7 +73,7 @@ class _Emitter:
         self.depth = 1
         self.outputs = [t if isinstance(t.source, Literal) else self._whole(t) for t in lowered.outputs]
         self.schedule: Schedule = schedule(self.outputs)
-        size = sum(len(g.members) for g in self.schedule.groups)
+        size = sum(len(g.members) for region in self.schedule.regions for g in region)
         if size > MAX_VALUES:
             raise Unsupported(f"{size} operations are more than {MAX_VALUES}, which take minutes to compile")
         self.pointers: dict[Value, str] = {}
@@ -88,8 +88,8 @@ class _Emitter:
 
     def source(self) -> str:
         self._memory()
-        for group in self.schedule.groups:
-            self._write(group)
+        for region in self.schedule.regions:
+            self._region(region)
         self._write_outputs()
         body = "\n".join(self.lines)
         real = "float" if self.single else "double"
@@ -117,6 +117,8 @@ class _Emitter:
             self.line(f"const {value.dtype}* __restrict {value.name} = (const {value.dtype}*)inputs[{i}];")
         for i, (value, _, _) in enumerate(self.lowered.constants):
             self.line(f"const {value.dtype}* __restrict {value.name} = (const {value.dtype}*)constants[{i}];")
+        for a in self._fixed_reads():
+            self.line(f"const {a.dtype} {_fixed_name(a)} = {a.value.name}[{a.offset}];")
         for i, tensor in enumerate(self.outputs):
             if tensor.source in self.schedule.stored and tensor.source not in self.pointers:
                 self.pointers[tensor.source] = f"(({tensor.dtype}*)outputs[{i}])"
@@ -137,6 +139,16 @@ class _Emitter:
         for value, pointer in self.pointers.items():
             self.line(f"{value.dtype}* __restrict {value.name} = {pointer};")
 
+    def _fixed_reads(self) -> list[Access]:
+        """Elements of inputs and constants that do not move with a loop: read once, into variables."""
+        found = {}
+        for region in self.schedule.regions:
+            for value in (v for group in region for v in group.members if v.kind in ("pointwise", "reduce")):
+                for a in value.args[1:] if value.op == "gather" else value.args:
+                    if isinstance(a, Access) and a.value.kind in LEAVES and not any(a.strides):
+                        found[a.value.name, a.offset] = a
+        return list(found.values())
+
     def _write_outputs(self) -> None:
         for i, tensor in enumerate(self.outputs):
             target = f"(({tensor.dtype}*)outputs[{i}])"
@@ -148,16 +160,60 @@ class _Emitter:
             elif self.pointers[tensor.source] != target:
                 self.line(f"std::memcpy({target}, {tensor.source.name}, sizeof({tensor.dtype}) * {tensor.source.numel});")
 
-    def _write(self, group: Group) -> None:
-        if not group.space and not group.alone:
+    def _region(self, region: list[Group]) -> None:
+        """Write loops, one after another, or together over blocks of their rows."""
+        for group in region:
+            self._start(group)
+        if region[0].row is None:
+            self._write(region[0], row=None)
+            return
+        rows = region[0].space[region[0].row]
+        self.line(f"for (int64_t from = 0; from < {rows}; from += {BLOCK_ROWS}) {{")
+        self.depth += 1
+        self.line(f"const int64_t to = from + {BLOCK_ROWS} < {rows} ? from + {BLOCK_ROWS} : {rows};")
+        for group in region:
+            self.line("{")
+            self.depth += 1
+            self._write(group, row=group.row)
+            self._close(1)
+        self._close(1)
+
+    def _write(self, group: Group, *, row: int | None) -> None:
+        value = group.members[0]
+        if value.kind == "call":
+            self._call(value)
+        elif value.kind == "assemble":
+            self._assemble(value)
+        elif value.kind == "scatter":
+            self._scatter(value, row=row)
+        elif value.kind == "rows":
+            self._rows(value, row=row)
+        elif group.space:
+            self._loop(group, row=row)
+        else:
             for value in group.members:
                 self._member(value, (), target=None)
-            return
-        if not group.alone:
-            self._loop(group)
-            return
-        value = group.members[0]
-        {"call": self._call, "assemble": self._assemble, "scatter": self._scatter}[value.kind](value)
+
+    def _start(self, group: Group) -> None:
+        """Set what loops add to."""
+        for v in group.members:
+            if v.kind == "reduce" and is_scalar(v):
+                self.line(f"{v.dtype} {v.name} = {_STARTS[v.op]};")
+            elif v.kind == "reduce" or v.op == "add_rows":
+                start = _STARTS[v.op] if v.kind == "reduce" else "0"
+                self.line(f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {start};")
+            elif v.kind == "scatter" and len(v.args) > 2:
+                self.line(f"std::memcpy({v.name}, {v.args[2].value.name}, sizeof({v.dtype}) * {v.numel});")
+            elif v.kind == "scatter":
+                self.line(f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {_number(v.detail[1])};")
+
+    def _rows(self, value: Value, *, row: int | None) -> None:
+        matrix, x = value.args
+        span = "from, to" if row is not None else f"0, {value.space[0]}"
+        self.line(
+            f"{value.op}<{value.space[1]}>({matrix.value.name} + {matrix.offset}, {matrix.strides[0]}, {x.value.name}, "
+            f"{value.name}, {span});"
+        )
 
     def _call(self, value: Value) -> None:
         if value.op == "part":
@@ -179,40 +235,28 @@ class _Emitter:
             self.line(f"{value.name}[{place}] = {self._read(source)};")
             self._close(opened)
 
-    def _scatter(self, value: Value) -> None:
-        strides, start, add = value.detail
-        values, where, *base = value.args
-        if base:
-            source = base[0].value.name
-            self.line(f"std::memcpy({value.name}, {source}, sizeof({value.dtype}) * {value.numel});")
-        else:
-            self.line(f"for (int64_t i = 0; i < {value.numel}; i++) {value.name}[i] = {_number(start)};")
-        opened = self._open(value.space, range(len(value.space)), simd=None)
-        rest = _address(0, strides, range(len(strides)))
+    def _scatter(self, value: Value, *, row: int | None) -> None:
+        strides, _, add = value.detail
+        values, where = value.args[:2]
+        dims = range(len(value.space))
+        opened = self._open(value.space, dims, simd=None, row=row)
+        rest = _address(0, strides, dims)
         self.line(f"{value.name}[{self._read(where)} + {rest}] {'+=' if add else '='} {self._read(values)};")
         self._close(opened)
 
-    def _loop(self, group: Group) -> None:
+    def _loop(self, group: Group, *, row: int | None) -> None:
         """Write the loop nest of a group."""
         space = group.space
         self._current = set(group.members)
         order = _loop_order(space)
-        reductions = [v for v in group.members if v.kind == "reduce"]
         # Sums over the innermost loop are kept in a register, and added to their place after it.
-        summed = [v for v in reductions if v.detail[order[-1]]]
+        summed = [v for v in group.members if v.kind == "reduce" and v.detail[order[-1]]]
         partial = [v for v in summed if len(order) > 1]
-        for v in reductions:
-            start = _STARTS[v.op]
-            self.line(
-                f"{v.dtype} {v.name} = {start};"
-                if is_scalar(v)
-                else f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {start};"
-            )
-        outer = self._open([space[d] for d in order[:-1]], order[:-1], simd=None)
+        outer = self._open([space[d] for d in order[:-1]], order[:-1], simd=None, row=row)
         for v in partial:
             self.line(f"{v.dtype} {v.name}_ = {_STARTS[v.op]};")
         simd = _simd_clause(summed, [v.name + "_" if v in partial else v.name for v in summed])
-        inner = self._open([space[d] for d in order[-1:]], order[-1:], simd=simd)
+        inner = self._open([space[d] for d in order[-1:]], order[-1:], simd=simd, row=row)
         for v in group.members:
             self._member(v, space, target=v.name + "_" if v in partial else None)
         self._close(inner)
@@ -231,7 +275,13 @@ class _Emitter:
             place = _address(base.offset, base.strides, range(len(space)))
             expression = f"{base.value.name}[{self._read(where, space)} + {place}]"
         else:
-            expression = _EXPRESSIONS[v.op].format(*(self._read(a, space) for a in v.args))
+            operands = [self._read(a, space) for a in v.args]
+            if v.op == "where":  # a read that depends on the condition would keep the loop from the vector unit
+                for k, text in enumerate(operands[1:], 1):
+                    if "[" in text:
+                        self.line(f"const {v.dtype} {v.name}_{k} = {text};")
+                        operands[k] = f"{v.name}_{k}"
+            expression = _EXPRESSIONS[v.op].format(*operands)
         name = v.name if is_scalar(v) else f"{v.name}_"
         self.line(f"const {v.dtype} {name} = {expression};")
         if v in self.schedule.stored:
@@ -242,6 +292,8 @@ class _Emitter:
             return _number(a)
         if is_scalar(a.value):
             return a.value.name
+        if space is not None and a.value.kind in LEAVES and not any(a.strides):
+            return _fixed_name(a)
         if space is not None and self._is_open(a, space):
             return f"{a.value.name}_"
         return f"{a.value.name}[{_address(a.offset, a.strides, range(len(a.strides)))}]"
@@ -249,12 +301,15 @@ class _Emitter:
     def _is_open(self, a: Access, space: tuple[int, ...]) -> bool:
         return is_same_place(a, space) and a.value in self._current
 
-    def _open(self, sizes: Sequence[int], dims: Iterable[int], *, simd: str | None) -> int:
-        """Open loops; ``simd``: clauses for the innermost, None for a plain loop."""
+    def _open(
+        self, sizes: Sequence[int], dims: Iterable[int], *, simd: str | None, row: int | None = None
+    ) -> int:
+        """Open loops; ``simd``: clauses for the innermost, None for a plain loop; ``row``: the dim done in blocks."""
         for k, (size, d) in enumerate(zip(sizes, dims, strict=True)):
             if simd is not None and k == len(sizes) - 1 and size > 1:
                 self.line(f"#pragma omp simd {simd}".rstrip())
-            self.line(f"for (int64_t i{d} = 0; i{d} < {size}; i{d}++) {{")
+            begin, end = ("from", "to") if d == row else (0, size)
+            self.line(f"for (int64_t i{d} = {begin}; i{d} < {end}; i{d}++) {{")
             self.depth += 1
         return len(sizes)
 
@@ -290,6 +345,10 @@ def _kept_address(v: Value) -> str:
 def _address(offset: int, strides: Sequence[int], dims: Iterable[int]) -> str:
     terms = [f"{s} * i{d}" if s != 1 else f"i{d}" for s, d in zip(strides, dims, strict=True) if s]
     return " + ".join(([str(offset)] if offset or not terms else []) + terms)
+
+
+def _fixed_name(a: Access) -> str:
+    return f"{a.value.name}_at_{a.offset}"
 
 
 def _number(a: Literal) -> str:

@@ -68,7 +68,7 @@ class NativeFunction:
 
     def __call__(self, *inputs: Any) -> tuple[np.ndarray, ...]:
         """Evaluate at arrays of the shapes of the example; new arrays come back."""
-        arrays = [np.ascontiguousarray(x, dtype) for x, dtype in zip(inputs, self._input_dtypes, strict=True)]
+        arrays = [np.asarray(x, dtype, order="C") for x, dtype in zip(inputs, self._input_dtypes, strict=True)]
         for array, shape in zip(arrays, self._input_shapes, strict=True):
             if array.shape != shape:
                 raise ValueError(f"inputs: expected shape {shape}, got {array.shape}.")

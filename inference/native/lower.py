@@ -46,6 +46,8 @@ _TESTS = {"isnan", "isinf", "isfinite"}
 _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne"}
 _LOGIC = {"logical_and": "and", "logical_or": "or", "bitwise_and": "and", "bitwise_or": "or", "logical_xor": "ne"}
 _REDUCTIONS = {"sum": "sum", "amax": "max", "amin": "min", "prod": "prod", "any": "any", "all": "all"}
+# A matrix of at least this many elements is multiplied by a function of the runtime, a smaller one by an unrolled loop.
+MIN_MATRIX = 64
 _EXTREMES = {"max": "max", "min": "min"}
 
 
@@ -152,7 +154,7 @@ class _Lowering:
         if name in _TESTS:
             return lambda x: self.point(name, x, dtype=BOOL)
         if name in _COMPARISONS:
-            return lambda x, y: self.point(name, x, y, dtype=BOOL)
+            return lambda x, y: self.point(name, *self.common(x, y)[0], dtype=BOOL)
         if name in _LOGIC:
             return lambda x, y: self.logic(_LOGIC[name], x, y)
         if name in _REDUCTIONS:
@@ -418,7 +420,13 @@ class _Lowering:
         m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
         batch = math.prod(a.shape[:-2])
         small = k * n <= 64 or k * m <= 64 or batch > 1  # loops that the compiler unrolls
-        if (m == 1 or n == 1) or small:
+        if batch == 1 and m * k >= MIN_MATRIX and n == 1 and m > 1 and k > 1:
+            made = self.program.rows(_flat(a), self.squeezed(_flat(b), 1))
+            if made is not None:
+                return _shaped(made, (*a.shape[:-1], 1))
+        if batch == 1 and k * n >= MIN_MATRIX and m == 1 and n > 1 and k > 1:
+            return _transposed(self.contract(_transposed(b), _transposed(a)))
+        if m == 1 or n == 1 or small:
             left, right = _unsqueezed(a, len(a.shape) - 1), _unsqueezed(_transposed(b), len(b.shape) - 2)
             product = self.aten_mul(left, right)  # (..., m, n, k)
             return self.program.reduce("sum", product, [len(product.shape) - 1], keepdim=False)

@@ -24,8 +24,8 @@ class Value:
     ----------
     kind
         ``input``, ``constant``, ``pointwise``, ``reduce``, ``scatter`` (add into a buffer at computed places),
-        ``assemble`` (copy pieces into a buffer), ``call`` (a function of the runtime on whole buffers), ``part``
-        (a further output of a call).
+        ``rows`` (a matrix times a vector, row by row), ``assemble`` (copy pieces into a buffer), ``call`` (a function
+        of the runtime on whole buffers).
     op
         Name of the operation of that kind.
     args
@@ -256,6 +256,23 @@ class Program:
         values = [self.whole(t) for t in inputs]
         args = [Access(v, contiguous(v.shape), 0) for v in values]
         made = self.value("call", function, args, (), shape=shape, dtype=more.pop("dtype", REAL), detail=more)
+        return whole_tensor(made)
+
+    def rows(self, matrix: Tensor, vector: Tensor) -> Tensor | None:
+        """Multiply a matrix by a vector where the matrix lies, if it lies row by row or column by column."""
+        (m, n), (down, right) = matrix.shape, matrix.strides
+        if isinstance(matrix.source, Literal):
+            return None
+        if right != 1 and down != 1:
+            matrix = Tensor(self.whole(matrix), (m, n), (n, 1))
+            down, right = n, 1
+        by_row = right == 1
+        x = self.whole(vector)
+        made = self.value(
+            "rows", "dot_rows" if by_row else "add_rows",
+            [Access(matrix.source, (down if by_row else right, 1), matrix.offset), Access(x, contiguous(x.shape), 0)],
+            (m, n) if by_row else (n, m), shape=(m,), dtype=REAL,
+        )  # fmt: skip
         return whole_tensor(made)
 
     def assemble(self, shape: Sequence[int], pieces: Sequence[tuple[Tensor, tuple[int, ...], int]], dtype: str) -> Tensor:
