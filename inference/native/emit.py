@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inference.native.lower import Lowered
 from inference.native.schedule import BLOCK_ROWS, LEAVES, Group, Schedule, is_same_place, is_scalar, schedule
-from inference.native.values import BOOL, INT, REAL, Access, Literal, Tensor, Unsupported, Value, contiguous
+from inference.native.values import Access, Literal, Tensor, Unsupported, Value, contiguous
 
 # Buffers up to this many bytes in all live on the stack, which threads of a sampler have 2 MB of; more go to the heap.
 STACK_BYTES = 2**18
@@ -45,7 +45,7 @@ _COMBINES = {
 
 @cache
 def _runtime() -> str:
-    return "".join((Path(__file__).parent / name).read_text() for name in ("runtime.h",))
+    return "".join((Path(__file__).parent / name).read_text() for name in ("runtime.h", "markov.h"))
 
 
 def emit(lowered: Lowered, *, single: bool) -> str:
@@ -158,7 +158,9 @@ class _Emitter:
             elif is_scalar(tensor.source):
                 self.line(f"{target}[0] = {tensor.source.name};")
             elif self.pointers[tensor.source] != target:
-                self.line(f"std::memcpy({target}, {tensor.source.name}, sizeof({tensor.dtype}) * {tensor.source.numel});")
+                self.line(
+                    f"std::memcpy({target}, {tensor.source.name}, sizeof({tensor.dtype}) * {tensor.source.numel});"
+                )
 
     def _region(self, region: list[Group]) -> None:
         """Write loops, one after another, or together over blocks of their rows."""
@@ -301,9 +303,7 @@ class _Emitter:
     def _is_open(self, a: Access, space: tuple[int, ...]) -> bool:
         return is_same_place(a, space) and a.value in self._current
 
-    def _open(
-        self, sizes: Sequence[int], dims: Iterable[int], *, simd: str | None, row: int | None = None
-    ) -> int:
+    def _open(self, sizes: Sequence[int], dims: Iterable[int], *, simd: str | None, row: int | None = None) -> int:
         """Open loops; ``simd``: clauses for the innermost, None for a plain loop; ``row``: the dim done in blocks."""
         for k, (size, d) in enumerate(zip(sizes, dims, strict=True)):
             if simd is not None and k == len(sizes) - 1 and size > 1:
@@ -358,14 +358,17 @@ def _number(a: Literal) -> str:
     if isinstance(number, int):
         return f"int64_t({number})"
     if math.isnan(number):
-        return "real(__builtin_nan(\"\"))"
+        return 'real(__builtin_nan(""))'
     if math.isinf(number):
         return f"real({'-' if number < 0 else ''}HUGE_VAL)"
     return f"real({number!r})"
 
 
 def _log_density(dim: int) -> str:
-    """The function that nutpie calls; positive codes are points without a density, where a trajectory ends."""
+    """Functions for densities: nutpie's, and many points at once.
+
+    Positive codes tell nutpie that a point has no density; a trajectory ends there.
+    """
     return f"""
 extern "C" __attribute__((visibility("default")))
 int64_t ppl_log_density(uint64_t dim, const double* point, double* gradient, double* value, void* constants) {{
@@ -375,6 +378,16 @@ int64_t ppl_log_density(uint64_t dim, const double* point, double* gradient, dou
     if (ppl_evaluate(inputs, outputs, (const void* const*)constants)) return -1;
     for (uint64_t i = 0; i < dim; i++) if (!(ppl_abs(gradient[i]) < HUGE_VAL)) return 3;
     return ppl_abs(*value) < HUGE_VAL ? 0 : 4;
+}}
+
+extern "C" __attribute__((visibility("default")))
+int64_t ppl_batch(int64_t num, const double* points, double* gradients, double* values, const void* const* constants) {{
+    for (int64_t i = 0; i < num; i++) {{
+        const void* inputs[1] = {{points + i * {dim}}};
+        void* outputs[2] = {{gradients + i * {dim}, values + i}};
+        if (ppl_evaluate(inputs, outputs, constants)) return -1;
+    }}
+    return 0;
 }}
 
 extern "C" __attribute__((visibility("default")))

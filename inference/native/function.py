@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from inference.native.compiler import build
 from inference.native.emit import emit
 from inference.native.lower import Lowered, lower
-from inference.native.values import BOOL, INT, Tensor
+from inference.native.values import BOOL, INT
 
 
 def compile_graph(graph: GraphModule, *example: torch.Tensor) -> "NativeFunction":
@@ -62,6 +62,7 @@ class NativeFunction:
         density = getattr(self._library, "ppl_log_density", None)
         self.log_density_address = _address_of(density) if density else None
         self.copy_address = _address_of(self._library.ppl_copy) if density else None
+        self._batch = self._library.ppl_batch if density else None
 
     def _dtype(self, name: str) -> np.dtype:
         return np.dtype({INT: np.int64, BOOL: np.bool_}.get(name, self._real))
@@ -77,6 +78,18 @@ class NativeFunction:
         if failed:
             raise MemoryError("native code: no memory for its intermediate results.")
         return tuple(outputs)
+
+    def batch(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gradients (n, D) and values (n,) at points (n, D), for a graph from a point to (gradient, value)."""
+        points = np.ascontiguousarray(points, np.float64)
+        (dim,) = self._input_shapes[0]
+        if points.ndim != 2 or points.shape[1] != dim:
+            raise ValueError(f"points: expected shape (n, {dim}), got {points.shape}.")
+        gradients, values = np.empty_like(points), np.empty(len(points))
+        pointers = (ctypes.c_void_p(a.ctypes.data) for a in (points, gradients, values))
+        if self._batch(ctypes.c_int64(len(points)), *pointers, self._table):
+            raise MemoryError("native code: no memory for its intermediate results.")
+        return gradients, values
 
 
 def _address_of(function: Any) -> int:

@@ -179,6 +179,26 @@ template <int64_t outer, int64_t n, int64_t inner, class T> static void cumprod(
     }
 }
 
+// The first place of an extreme along the middle dim; NaN counts as extreme, as in torch.
+template <int64_t outer, int64_t n, int64_t inner, bool largest, class T> static void place_of_extreme(const T* x, int64_t* out) {
+    for (int64_t o = 0; o < outer; o++)
+        for (int64_t j = 0; j < inner; j++) {
+            const T* a = x + o * n * inner + j;
+            int64_t best = 0;
+            for (int64_t i = 1; i < n; i++) {
+                T have = a[best * inner], here = a[i * inner];
+                if (have == have && (here != here || (largest ? here > have : here < have))) best = i;
+            }
+            out[o * inner + j] = best;
+        }
+}
+template <int64_t outer, int64_t n, int64_t inner, class T> static void argmax(const T* x, int64_t* out) {
+    place_of_extreme<outer, n, inner, true>(x, out);
+}
+template <int64_t outer, int64_t n, int64_t inner, class T> static void argmin(const T* x, int64_t* out) {
+    place_of_extreme<outer, n, inner, false>(x, out);
+}
+
 // A vector of eight numbers, whatever width the machine has; loads need no alignment.
 template <class T> struct Lanes { typedef T type __attribute__((vector_size(8 * sizeof(T)), aligned(sizeof(T)))); };
 

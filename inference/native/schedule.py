@@ -1,6 +1,5 @@
 """Which values are computed in one loop, and in what order the loops run."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 

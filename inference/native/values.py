@@ -12,7 +12,7 @@ from typing import Any
 REAL, INT, BOOL = "real", "int64_t", "bool"
 
 
-class Unsupported(Exception):
+class Unsupported(Exception):  # noqa: N818 - a limit of this package rather than an error
     """The graph holds something for which there is no native code; the message names it."""
 
 
@@ -275,7 +275,9 @@ class Program:
         )  # fmt: skip
         return whole_tensor(made)
 
-    def assemble(self, shape: Sequence[int], pieces: Sequence[tuple[Tensor, tuple[int, ...], int]], dtype: str) -> Tensor:
+    def assemble(
+        self, shape: Sequence[int], pieces: Sequence[tuple[Tensor, tuple[int, ...], int]], dtype: str
+    ) -> Tensor:
         """Copy pieces into a new buffer, one after another; each with the strides and offset of its place."""
         args, places = [], []
         for tensor, strides, offset in pieces:
@@ -289,7 +291,7 @@ def _typed(number: Any, dtype: str) -> Any:
     return {REAL: float, INT: int, BOOL: bool}[dtype](number)
 
 
-def literal(number: float | int | bool, shape: Sequence[int]) -> Tensor:
+def literal(number: float, shape: Sequence[int]) -> Tensor:
     """Make a tensor that holds one known number everywhere."""
     return Tensor(Literal(number), tuple(shape), (0,) * len(shape))
 
@@ -328,3 +330,33 @@ def stored(value: Value, shape: Sequence[int], order: Sequence[int]) -> Tensor:
     for d, s in zip(order, contiguous(value.shape), strict=True):
         strides[d] = s
     return Tensor(value, tuple(shape), tuple(strides))
+
+
+def storage_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Give row-major strides, also for dims of size 1."""
+    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+
+
+def unsqueezed(x: Tensor, dim: int) -> Tensor:
+    """Insert a dim of size 1."""
+    shape, strides = list(x.shape), list(x.strides)
+    shape.insert(dim, 1)
+    strides.insert(dim, 0)
+    return Tensor(x.source, tuple(shape), tuple(strides), x.offset)
+
+
+def transposed(x: Tensor) -> Tensor:
+    """Swap the last two dims."""
+    return Tensor(x.source, (*x.shape[:-2], x.shape[-1], x.shape[-2]), (*x.strides[:-2], x.strides[-1], x.strides[-2]),
+                  x.offset)  # fmt: skip
+
+
+def shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """View contiguous storage in a shape."""
+    return Tensor(x.source, tuple(shape), contiguous(shape), x.offset)
+
+
+def squeezed(x: Tensor, dim: int) -> Tensor:
+    """Take out a dim of size 1."""
+    keep = [d for d in range(len(x.shape)) if d != dim % len(x.shape)]
+    return Tensor(x.source, tuple(x.shape[d] for d in keep), tuple(x.strides[d] for d in keep), x.offset)

@@ -1,0 +1,124 @@
+"""Translation of matrix products, factorisations, scans and hidden Markov chains."""
+
+import math
+from typing import Any
+
+import torch
+
+from inference.native.elementwise import Elementwise
+from inference.native.values import Tensor, contiguous, shaped, squeezed, transposed, unsqueezed
+
+# A matrix of at least this many elements is multiplied by a function of the runtime, a smaller one by an unrolled loop.
+MIN_MATRIX = 64
+
+
+class Dense(Elementwise):
+    """Linear algebra on whole buffers, mostly by functions of the runtime."""
+
+    def aten_mm(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.contract(a, b)
+
+    def aten_bmm(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.contract(a, b)
+
+    def aten_mv(self, a: Tensor, x: Tensor) -> Tensor:
+        return squeezed(self.contract(a, unsqueezed(x, 1)), -1)
+
+    def aten_dot(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.program.reduce("sum", self.aten_mul(x, y), [0], keepdim=False)
+
+    def aten_addmm(self, c: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
+        product = self.contract(a, b)
+        product = product if alpha == 1 else self.aten_mul(product, alpha)
+        return self.aten_add(product, c if beta == 1 else self.aten_mul(c, beta))
+
+    def aten_addmv(self, c: Tensor, a: Tensor, x: Tensor) -> Tensor:
+        return self.aten_add(self.aten_mv(a, x), c)
+
+    def contract(self, a: Tensor, b: Tensor) -> Tensor:
+        """Multiply matrices (..., m, k) and (..., k, n)."""
+        m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
+        batch = math.prod(a.shape[:-2])
+        small = k * n <= 64 or k * m <= 64 or batch > 1  # loops that the compiler unrolls
+        if batch == 1 and m * k >= MIN_MATRIX and n == 1 and m > 1 and k > 1:
+            made = self.program.rows(flat(a), squeezed(flat(b), 1))
+            if made is not None:
+                return shaped(made, (*a.shape[:-1], 1))
+        if batch == 1 and k * n >= MIN_MATRIX and m == 1 and n > 1 and k > 1:
+            return transposed(self.contract(transposed(b), transposed(a)))
+        if m == 1 or n == 1 or small:
+            left, right = unsqueezed(a, len(a.shape) - 1), unsqueezed(transposed(b), len(b.shape) - 2)
+            product = self.aten_mul(left, right)  # (..., m, n, k)
+            return self.program.reduce("sum", product, [len(product.shape) - 1], keepdim=False)
+        return self.program.call("matmul", [flat(a), flat(b)], (m, n), sizes=(m, k, n))
+
+    def aten_cumsum(self, x: Tensor, dim: int, **_: Any) -> Tensor:
+        return self.scan("cumsum", x, dim)
+
+    def aten_cumprod(self, x: Tensor, dim: int, **_: Any) -> Tensor:
+        return self.scan("cumprod", x, dim)
+
+    def scan(self, op: str, x: Tensor, dim: int) -> Tensor:
+        if not x.shape or x.shape[dim] == 1:
+            return x
+        dim %= len(x.shape)
+        sizes = (math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
+        return shaped(self.program.call(op, [x], x.shape, sizes=sizes, dtype=x.dtype), x.shape)
+
+    def aten_linalg_cholesky_ex(self, a: Tensor, upper: bool = False, **_: Any) -> Any:
+        n = a.shape[-1]
+        root = self.program.call("cholesky", [a], a.shape, sizes=(math.prod(a.shape[:-2]), n))
+        root = shaped(root, a.shape)
+        return (transposed(root) if upper else root), None
+
+    def aten_linalg_solve_triangular(
+        self, a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+    ) -> Any:
+        if not left:  # X A = B is A' X' = B'
+            return transposed(
+                self.aten_linalg_solve_triangular(
+                    transposed(a), transposed(b), upper=not upper, unitriangular=unitriangular
+                )
+            )
+        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        n, m = b.shape[-2], b.shape[-1]
+        a, b = a.expand((*batch, n, n)), b.expand((*batch, n, m))
+        sizes = (math.prod(batch), n, m, int(upper), int(unitriangular))
+        return shaped(self.program.call("solve_triangular", [a, b], b.shape, sizes=sizes), b.shape)
+
+    def aten_triangular_solve(
+        self,
+        b: Tensor,
+        a: Tensor,
+        upper: bool = True,
+        transpose: bool = False,
+        unitriangular: bool = False,
+    ) -> Any:
+        if transpose:
+            a, upper = transposed(a), not upper
+        return self.aten_linalg_solve_triangular(a, b, upper=upper, unitriangular=unitriangular), None
+
+    def ppl_markov_log_sum(self, initial: Tensor, transition: Tensor, observation: Tensor) -> Tensor:
+        """Value of `inference.markov.log_sum`."""
+        return self.markov(initial, transition, observation)[0]
+
+    def ppl_markov_marginals(self, initial: Tensor, transition: Tensor, observation: Tensor) -> list[Tensor]:
+        """Gradient of `inference.markov.log_sum`."""
+        return self.markov(initial, transition, observation)[1:]
+
+    def markov(self, *arguments: Tensor) -> list[Tensor]:
+        """Value and gradient, which one pass over the chain gives together."""
+        initial, transition, observation = arguments
+        batch, (steps, states) = initial.shape[:-1], observation.shape[-2:]
+        shapes = [batch, *(t.shape for t in arguments)]
+        sizes = (math.prod(batch), steps, transition.shape[-3], states)
+        numbers = [math.prod(shape) for shape in shapes]
+        made = self.program.call("markov_log_sum_and_marginals", arguments, (sum(numbers),), sizes=sizes)
+        return [
+            Tensor(made.source, tuple(shape), contiguous(shape), sum(numbers[:i])) for i, shape in enumerate(shapes)
+        ]
+
+
+def flat(x: Tensor) -> Tensor:
+    """Drop leading dims of size 1."""
+    return Tensor(x.source, x.shape[-2:], x.strides[-2:], x.offset)
