@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
+from torch.fx import GraphModule
 
 from inference.errors import InputError, one_line
 from inference.fingerprint import Unknown, fingerprint
@@ -93,6 +94,9 @@ class Density:
         ``"graph"``: recorded, verified against eager Pyro, batched. ``"eager"``: Pyro itself, point by point.
     reason
         Why the backend is not ``"graph"``; empty otherwise.
+    graph
+        The recorded function ``vector (D,) -> (gradient (D,), value)``, with data and constants as buffers; None where
+        the backend is ``"eager"``.
     """
 
     def __init__(self, sites: Sites, *, hold_params: bool = False) -> None:
@@ -108,6 +112,7 @@ class Density:
         self.dim = len(self.labels)
         self.num_gradients = 0
         self.reason = ""
+        self.graph: GraphModule | None = None
         self._record(self.flatten(start))
 
     @property
@@ -202,14 +207,13 @@ class Density:
         """Record value and gradient, check them against eager Pyro, or fall back and keep the reason."""
         self._single = self._eager_grad
         self._many = lambda points: loop(self._eager_grad, points)
-        self._values = lambda points: loop(self.eager, points)
         inputs = Inputs(self.sites.data)
 
         def function(vector: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self._eager_grad(vector, inputs.join(tensors))
 
         try:
-            graph = bound_graph(function, example, inputs, key=self._key, check=self._verify)
+            self.graph = bound_graph(function, example, inputs, key=self._key, check=self._verify)
         except Exception as error:  # recording can fail in as many ways as models can be written
             first_line = (str(error).strip().splitlines() or [""])[0]
             self.reason = (
@@ -217,9 +221,13 @@ class Density:
             )
             logger.info(self.reason)
         else:
-            numbers = widest(graph)
-            self._single, self._many = graph, batched(graph, numbers=numbers)
-            self._values = lambda points: batched(second(graph), numbers=numbers)(points)
+            self._single, self._many = self.graph, batched(self.graph, numbers=widest(self.graph))
+
+    @cached_property
+    def _values(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        if self.graph is None:
+            return lambda points: loop(self.eager, points)
+        return batched(second(self.graph), numbers=widest(self.graph))
 
     def _key(self) -> Hashable:
         """Tell what is recorded, apart from the data."""

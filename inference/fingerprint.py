@@ -44,21 +44,22 @@ def digest(tensor: torch.Tensor) -> Hashable:
     return tuple(tensor.shape), str(tensor.dtype), hashlib.sha256(data).hexdigest()
 
 
-def _fingerprint(value: Any, seen: dict[int, int]) -> Hashable:
+def _fingerprint(value: Any, seen: dict[int, tuple[int, Any]]) -> Hashable:
     if isinstance(value, _NUMBERS):
         return type(value).__name__, repr(value)  # tells 1 from 1.0 and 0.0 from -0.0
     if isinstance(value, torch.Tensor) and type(value) in (torch.Tensor, torch.nn.Parameter):
         return digest(value)
     if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
         return value.shape, str(value.dtype), hashlib.sha256(np.ascontiguousarray(value)).hexdigest()
-    if id(value) in seen:
-        return "again", seen[id(value)]
-    seen[id(value)] = len(seen)
+    if id(value) in seen:  # a function that calls itself, say
+        return "again", seen[id(value)][0]
+    seen[id(value)] = len(seen), value  # held, so that no other value gets its address
     if type(value) in (tuple, list, dict):
         items = value.items() if isinstance(value, Mapping) else value
         return type(value).__name__, tuple(_fingerprint(v, seen) for v in items)
     if isinstance(value, functools.partial):
-        return "partial", *(_fingerprint(v, seen) for v in (value.func, value.args, value.keywords))
+        _, _, (function, args, keywords, _) = value.__reduce__()  # Pyro's subclass hides the function that is called
+        return "partial", *(_fingerprint(v, seen) for v in (function, args, keywords))
     if isinstance(value, types.FunctionType) and not _is_library(value.__module__):
         return _function(value, seen)
     if isinstance(value, Messenger):  # of config_enumerate, poutine.block, ...
@@ -78,21 +79,21 @@ def _is_library(module: str | None) -> bool:
     return (module or "").partition(".")[0] in _LIBRARIES
 
 
-def _function(function: types.FunctionType, seen: dict[int, int]) -> Hashable:
+def _function(function: types.FunctionType, seen: dict[int, tuple[int, Any]]) -> Hashable:
     cells = [_cell(cell, seen) for cell in function.__closure__ or ()]
     defaults = _fingerprint([function.__defaults__, function.__kwdefaults__], seen)
     reached = tuple(_reached(path, function.__globals__, seen) for path in _paths(function.__code__))
     return function.__code__, defaults, tuple(cells), reached
 
 
-def _cell(cell: Any, seen: dict[int, int]) -> Hashable:
+def _cell(cell: Any, seen: dict[int, tuple[int, Any]]) -> Hashable:
     try:
         return _fingerprint(cell.cell_contents, seen)
     except ValueError:
         return "empty"
 
 
-def _reached(path: tuple[str, ...], names: Mapping[str, Any], seen: dict[int, int]) -> Hashable:
+def _reached(path: tuple[str, ...], names: Mapping[str, Any], seen: dict[int, tuple[int, Any]]) -> Hashable:
     """Tell what a dotted name leads to, following modules of the user only."""
     if path[0] not in names:  # a builtin, or not defined
         return path

@@ -4,7 +4,6 @@ A Pyro model spends most of its time in effect handlers. Recorded once, its arit
 runs it for a whole batch of parameter values, whatever indexing style the model is written in.
 """
 
-import copy
 import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -89,10 +88,13 @@ class Recording:
                 known[node] = None
         bound = [node for node in known if node.op == "placeholder"]
         self._data = bound[: len(bound) - len(constants)]
-        self._own = dict(zip(bound[len(self._data) :], constants, strict=True))
-        self._own |= {node: getattr(module, node.target) for node in known if node.op == "get_attr"}
-        self._prelude = [node for node in known if node.op == "call_function"]
+        fixed = dict(zip(bound[len(self._data) :], constants, strict=True))
+        fixed |= {node: getattr(module, node.target) for node in known if node.op == "get_attr"}
+        self._prelude = _run([node for node in known if node.op == "call_function"], fixed)
         self._constants = {f"_folded_{n.name}": n for n in known if any(user not in known for user in n.users)}
+        self._ready = {name: _shrunk(fixed[node]) for name, node in self._constants.items() if node in fixed}
+        wanted = {n for node in self._prelude for n in node.all_input_nodes}
+        self._own = {node: value for node, value in fixed.items() if node in wanted}
         self._body = Graph()
         copies = {n: self._body.node_copy(n) for n in graph.nodes if n.op == "placeholder" and n not in known}
         copies |= {node: self._body.get_attr(name) for name, node in self._constants.items()}
@@ -103,7 +105,8 @@ class Recording:
     @property
     def num_constants(self) -> int:
         """Count the numbers that the recording holds of its own."""
-        return sum(constant.numel() for constant in self._own.values())
+        held = [t for t in (*self._own.values(), *self._ready.values()) if isinstance(t, torch.Tensor)]
+        return sum(t.untyped_storage().nbytes() // t.element_size() for t in held)
 
     def bind(self, *data: torch.Tensor) -> GraphModule:
         """Give the graph of the arguments alone, its constants computed from these data (and sharing their storage).
@@ -111,11 +114,40 @@ class Recording:
         Its nodes, their names and order are the same for all data.
         """
         known = dict(zip(self._data, data, strict=True)) | self._own
-        with torch.no_grad():
-            for node in self._prelude:
+        _run(self._prelude, known)
+        constants = {name: known[node] for name, node in self._constants.items() if name not in self._ready}
+        return GraphModule(self._ready | constants, _copied(self._body))
+
+
+def _run(nodes: Sequence[Node], known: dict[Node, Any]) -> list[Node]:
+    """Add the values of nodes to those that are known, and give the nodes that have others to wait for."""
+    waiting = []
+    with torch.no_grad():
+        for node in nodes:
+            if all(n in known for n in node.all_input_nodes):
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
                 known[node] = node.target(*args, **kwargs)
-        return GraphModule({name: known[node] for name, node in self._constants.items()}, copy.deepcopy(self._body))
+            else:
+                waiting.append(node)
+    return waiting
+
+
+def _shrunk(constant: torch.Tensor) -> torch.Tensor:
+    """Give a constant of equal numbers as a view of one number: a scale of one, repeated for each row of the data."""
+    if constant.numel() < 2 or not constant.is_floating_point():
+        return constant
+    first = constant.flatten()[0]
+    if not torch.equal(constant, first.expand(constant.shape)) or (constant.signbit() != first.signbit()).any():
+        return constant
+    return first.clone().expand(constant.shape)
+
+
+def _copied(graph: Graph) -> Graph:
+    """Copy a graph, so that a change to it does not reach the recording."""
+    other = Graph()
+    other.output(other.graph_copy(graph, {}))
+    other.set_codegen(graph._codegen)
+    return other
 
 
 def _functionalized(
@@ -270,7 +302,7 @@ def _safe_log(x: torch.Tensor) -> torch.Tensor:
 
 def second(graph: GraphModule) -> GraphModule:
     """Give the graph of the second of two results."""
-    nodes = copy.deepcopy(graph.graph)
+    nodes = _copied(graph.graph)
     (output,) = (node for node in nodes.nodes if node.op == "output")
     output.args = (output.args[0][1],)
     nodes.eliminate_dead_code(is_impure_node=_is_impure)
