@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from inference.native.elementwise import Elementwise
+from inference.native.composed import Composed
 from inference.native.values import Tensor, contiguous, shaped, squeezed, transposed, unsqueezed
 
 # A matrix of at least this many elements is multiplied by a function of the runtime, a smaller one by an unrolled loop.
 MIN_MATRIX = 64
 
 
-class Dense(Elementwise):
+class Dense(Composed):
     """Linear algebra on whole buffers, mostly by functions of the runtime."""
 
     def aten_mm(self, a: Tensor, b: Tensor) -> Tensor:
