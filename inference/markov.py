@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import DiscreteHMM
 from torch import Tensor
@@ -16,8 +17,8 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 # A product of scaled probabilities below this has lost terms to underflow (which begins at 1e-308) that may matter.
 _UNDERFLOW = 1e-280
-# The terms that are then added up one by one, at most this many numbers at once (float64: 32 MB).
-_CHUNK_NUMBERS = 2**22
+# Chains are taken together up to this many logits (float64: 2 MB, so that intermediate results stay in the cache).
+_CHUNK_NUMBERS = 2**18
 
 
 @contextmanager
@@ -65,6 +66,7 @@ def log_sum(initial: Tensor, transition: Tensor, observation: Tensor) -> Tensor:
     )
 
 
+@np.errstate(all="ignore")  # infinite logits are allowed
 def _log_sum_kernel(initial: Tensor, transition: Tensor, observation: Tensor) -> Tensor:
     """Compute ``ppl::markov_log_sum``, (*batch): minus infinity where every path is impossible.
 
@@ -73,80 +75,98 @@ def _log_sum_kernel(initial: Tensor, transition: Tensor, observation: Tensor) ->
     initial, transition, observation
         (*batch, K), (*batch, T or 1, K, K), (*batch, T, K): one dtype, and the same ``batch`` throughout.
     """
-    start, logits = _flat_logits(initial, transition, observation)
-    while logits.shape[1] > 1:
-        logits = _halved(logits)
-    last = _log_matmul(start.unsqueeze(1), logits.squeeze(1))
-    return last.squeeze(1).logsumexp(-1).reshape(initial.shape[:-1]).to(initial.dtype)
+    results = []
+    for start, logits in _chunks(initial, transition, observation):
+        while logits.shape[2] > 1:
+            logits = _halved(logits)
+        results.append(np.logaddexp.reduce(_log_matmul(start, logits)[0, :, 0], axis=0))
+    return torch.as_tensor(np.concatenate(results)).reshape(initial.shape[:-1]).to(initial.dtype)
 
 
+@np.errstate(all="ignore")
 def _marginals_kernel(initial: Tensor, transition: Tensor, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute ``ppl::markov_marginals``: how often each logit is used by a path, given the observations.
 
     These are the gradients of ``ppl::markov_log_sum``, shaped as its arguments; zero where every path is impossible.
     """
-    start, logits = _flat_logits(initial, transition, observation)
-    before, after = _messages(start, logits)
-    joint = before.unsqueeze(-1) + logits + after.unsqueeze(-2)
-    possible = joint.flatten(2).amax(-1) != -torch.inf
-    pairs = torch.softmax(joint.flatten(2), -1)
-    pairs = torch.where(possible.unsqueeze(-1), pairs, 0.0).reshape(joint.shape)
-    by_time = pairs if transition.shape[-3] == pairs.shape[1] else pairs.sum(1)
-    results = pairs[:, 0].sum(-1), by_time, pairs.sum(-2)
+    results = []
+    for start, logits in _chunks(initial, transition, observation):
+        before, after = _messages(start, logits)
+        pairs = logits + before.swapaxes(0, 1) + after.swapaxes(0, 1)
+        highest = pairs.max((0, 1))
+        possible = highest != -np.inf
+        pairs = np.exp(pairs - np.where(possible, highest, 0.0))
+        pairs /= np.where(possible, pairs.sum((0, 1)), 1.0)
+        used = pairs if transition.shape[-3] == pairs.shape[2] else pairs.sum(2, keepdims=True)
+        results.append((pairs[:, :, 0].sum(1).T, used.transpose(3, 2, 0, 1), pairs.sum(0).transpose(2, 1, 0)))
     arguments = initial, transition, observation
-    return tuple(r.reshape(a.shape).to(a.dtype, copy=True) for r, a in zip(results, arguments, strict=True))
+    return tuple(
+        torch.as_tensor(np.ascontiguousarray(np.concatenate(parts))).reshape(a.shape).to(a.dtype)
+        for parts, a in zip(zip(*results, strict=True), arguments, strict=True)
+    )
 
 
-def _flat_logits(initial: Tensor, transition: Tensor, observation: Tensor) -> tuple[Tensor, Tensor]:
-    """Join transitions and observations to logits (B, T, K, K), float64, one batch dimension; start is (B, K)."""
-    logits = transition.to(torch.float64) + observation.to(torch.float64).unsqueeze(-2)
-    return initial.to(torch.float64).reshape(-1, initial.shape[-1]), logits.reshape(-1, *logits.shape[-3:])
+def _chunks(initial: Tensor, transition: Tensor, observation: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield starts (1, K, 1, B) and logits (K, K, T, B), float64, for parts of the batch that fit the cache.
+
+    The small dimensions come first, so that operations run along the long ones.
+    """
+    steps, states = observation.shape[-2:]
+    start, maps, weights = (x.numpy(force=True).astype(np.float64) for x in (initial, transition, observation))
+    start = start.reshape(1, -1, 1, states).swapaxes(1, 3)
+    maps = maps.reshape(-1, *maps.shape[-3:]).transpose(2, 3, 1, 0)
+    weights = weights.reshape(1, -1, steps, states).transpose(0, 3, 2, 1)
+    size = max(1, _CHUNK_NUMBERS // (steps * states * states))
+    for i in range(0, start.shape[-1], size):
+        part = slice(i, i + size)
+        yield start[..., part], np.ascontiguousarray(maps[..., part] + weights[..., part])
 
 
-def _halved(logits: Tensor) -> Tensor:
-    """Multiply neighbours in time, (B, n, K, K) to (B, n/2, K, K); the last of an odd number stays."""
-    whole = logits.shape[1] // 2 * 2
-    products = _log_matmul(logits[:, 0:whole:2], logits[:, 1:whole:2])
-    return torch.cat([products, logits[:, whole:]], 1)
+def _halved(logits: np.ndarray) -> np.ndarray:
+    """Multiply neighbours in time, (K, K, n, B) to (K, K, n/2, B); the last of an odd number stays."""
+    whole = logits.shape[2] // 2 * 2
+    products = _log_matmul(logits[:, :, 0:whole:2], logits[:, :, 1:whole:2])
+    return np.concatenate([products, logits[:, :, whole:]], 2)
 
 
-def _messages(start: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log weights (B, T, K) of each state before each step, and of all that follows a state after each step.
+def _messages(start: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log weights of each state before each step (1, K, T, B), and of all that follows after each step (K, 1, T, B).
 
-    A parallel scan over time (Sarkka and Garcia-Fernandez 2019, algorithms 1 and 3): products of ever longer blocks
-    of steps on the way up, and messages into ever shorter blocks on the way down.
+    A parallel scan over time (Sarkka and Garcia-Fernandez 2019, section IV): products of ever longer blocks of steps
+    on the way up, messages into ever shorter blocks on the way down.
     """
     blocks = [logits]
-    while blocks[-1].shape[1] > 1:
+    while blocks[-1].shape[2] > 1:
         blocks.append(_halved(blocks[-1]))
-    before, after = start.unsqueeze(1), torch.zeros_like(start).unsqueeze(1)
+    before, after = start, np.zeros_like(start).swapaxes(0, 1)
     for block in reversed(blocks[:-1]):
-        whole = block.shape[1] // 2 * 2
-        inner_before, inner_after = block.new_empty(block.shape[:3]), block.new_empty(block.shape[:3])
-        inner_before[:, 0::2] = before
-        inner_before[:, 1::2] = _log_matmul(before[:, : whole // 2, None, :], block[:, 0:whole:2]).squeeze(-2)
-        inner_after[:, 1::2] = after[:, : whole // 2]
-        inner_after[:, 0:whole:2] = _log_matmul(block[:, 1:whole:2], after[:, : whole // 2, :, None]).squeeze(-1)
-        inner_after[:, whole:] = after[:, whole // 2 :]
-        before, after = inner_before, inner_after
+        num, whole = block.shape[2], block.shape[2] // 2 * 2
+        outer_before, outer_after = before, after
+        before, after = (np.empty((*x.shape[:2], num, x.shape[3])) for x in (before, after))
+        before[:, :, 0::2] = outer_before
+        before[:, :, 1::2] = _log_matmul(outer_before[:, :, : whole // 2], block[:, :, 0:whole:2])
+        after[:, :, 1::2] = outer_after[:, :, : whole // 2]
+        after[:, :, 0:whole:2] = _log_matmul(block[:, :, 1:whole:2], outer_after[:, :, : whole // 2])
+        after[:, :, whole:] = outer_after[:, :, whole // 2 :]
     return before, after
 
 
-def _log_matmul(x: Tensor, y: Tensor) -> Tensor:
-    """Logarithm of ``exp(x) @ exp(y)`` to full precision, also where the scaled product underflows."""
-    lowest = torch.finfo(x.dtype).min  # instead of -inf, of which the difference would be NaN
-    x_max, y_max = x.amax(-1, keepdim=True).clamp(min=lowest), y.amax(-2, keepdim=True).clamp(min=lowest)
-    product = torch.matmul((x - x_max).exp(), (y - y_max).exp())
-    result = product.log() + x_max + y_max
+def _log_matmul(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Logarithm of ``exp(x) @ exp(y)`` over the first two dims, to full precision also where the product underflows."""
+    lowest = np.finfo(np.float64).min  # instead of -inf, of which the difference would be NaN
+    x_max, y_max = np.maximum(x.max(1, keepdims=True), lowest), np.maximum(y.max(0, keepdims=True), lowest)
+    x_scaled, y_scaled = np.exp(x - x_max), np.exp(y - y_max)
+    product = x_scaled[:, 0, None] * y_scaled[None, 0]
+    for k in range(1, len(y)):
+        product += x_scaled[:, k, None] * y_scaled[None, k]
+    result = np.log(product) + x_max + y_max
     low = product < _UNDERFLOW
     if low.any():
-        batch, (rows, inner), columns = result.shape[:-2], x.shape[-2:], y.shape[-1]
-        x, y = x.expand(*batch, rows, inner).flatten(0, -3), y.expand(*batch, inner, columns).flatten(0, -3)
-        exact = [
-            torch.logsumexp(x[n, i, :] + y[n, :, j], -1)
-            for n, i, j in (part.unbind(1) for part in low.flatten(0, -3).nonzero().split(_CHUNK_NUMBERS // inner + 1))
-        ]
-        result[low] = torch.cat(exact)
+        places = np.nonzero(low)
+        size = _CHUNK_NUMBERS // len(y) + 1
+        for first in range(0, len(places[0]), size):
+            i, j, t, b = (place[first : first + size] for place in places)
+            result[i, j, t, b] = np.logaddexp.reduce(x[i, :, t, b].T + y[:, j, t, b], axis=0)
     return result
 
 
