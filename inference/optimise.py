@@ -1,8 +1,10 @@
 """Optimisers for SVI: any of torch's or Pyro's behind one small interface."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
@@ -48,6 +50,15 @@ class TorchStepper:
         for group in self.optimizer.param_groups if self.optimizer else []:
             group["lr"] *= factor
 
+    def adam(self) -> "AdamRates | None":
+        """Give what a loop of its own needs to do as this one does; None unless it is a plain Adam."""
+        factory, options = self.factory, {}
+        while isinstance(factory, partial) and not factory.args:
+            factory, options = factory.func, {**factory.keywords, **options}
+        if factory is not torch.optim.Adam:
+            return None
+        return AdamRates.of({**options, "lr": self.lr}, schedule=self.schedule, clip_norm=self.clip_norm)
+
 
 class PyroStepper:
     """A user's Pyro optimiser. `inference.fit.fit` has copied it, so that the caller's keeps its state."""
@@ -65,6 +76,71 @@ class PyroStepper:
         for p in params:
             p.grad = None
         return norm
+
+    def shrink(self, factor: float) -> None:
+        """Do nothing: a Pyro optimiser sets its own learning rates."""
+
+    def adam(self) -> "AdamRates | None":
+        """Give what a loop of its own needs to do as this one does; None unless it is a plain, unused Adam."""
+        own = self.optimizer
+        plain = type(own) is PyroOptim and own.pt_optim_constructor is torch.optim.Adam and not own.pt_clip_args
+        if not plain or not isinstance(own.pt_optim_args, dict) or own.optim_objs or own._state_waiting_to_be_consumed:
+            return None
+        return AdamRates.of(own.pt_optim_args, schedule=None, clip_norm=None, shrinks=False)
+
+
+class AdamRates:
+    """The settings of a ``torch.optim.Adam``, its rates step by step, for a loop that does the arithmetic itself.
+
+    Attributes
+    ----------
+    eps, clip_norm
+        As in torch; None for no clipping.
+    """
+
+    # Adam's options beside lr, betas and eps, at the values that leave its rule as published (Kingma & Ba 2015).
+    PLAIN: ClassVar[dict[str, bool | int]] = {
+        "weight_decay": 0,
+        "amsgrad": False,
+        "maximize": False,
+        "capturable": False,
+        "differentiable": False,
+    }
+
+    def __init__(
+        self, optimizer: torch.optim.Adam, *, schedule: Callable | None, clip_norm: float | None, shrinks: bool
+    ) -> None:
+        self._optimizer, self._shrinks = optimizer, shrinks
+        self._scheduler = schedule(optimizer) if schedule else None
+        self.eps, self.clip_norm = optimizer.param_groups[0]["eps"], clip_norm
+
+    @classmethod
+    def of(
+        cls, options: dict[str, Any], *, schedule: Callable | None, clip_norm: float | None, shrinks: bool = True
+    ) -> "AdamRates | None":
+        """Read the options of an Adam; None where they change its rule."""
+        # A parameter without gradient: steps leave it alone, and the schedule has an optimiser to act on.
+        optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], **options)
+        if any(optimizer.param_groups[0][name] != value for name, value in cls.PLAIN.items()):
+            return None
+        return cls(optimizer, schedule=schedule, clip_norm=clip_norm, shrinks=shrinks)
+
+    def take(self, num: int) -> np.ndarray:
+        """Learning rate, beta 1 and beta 2 of the next ``num`` steps, (num, 3)."""
+        group = self._optimizer.param_groups[0]
+        if self._scheduler is None:
+            return np.tile([float(group["lr"]), *group["betas"]], (num, 1))
+        rows = np.empty((num, 3))
+        for row in rows:
+            row[:] = float(group["lr"]), *group["betas"]
+            self._optimizer.step()
+            self._scheduler.step()
+        return rows
+
+    def shrink(self, factor: float) -> None:
+        """Multiply the learning rate."""
+        if self._shrinks:
+            self._optimizer.param_groups[0]["lr"] *= factor
 
 
 def make_stepper(

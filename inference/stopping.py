@@ -54,10 +54,15 @@ class Stages:
         self.stage = 0
         self._losses: list[float] = []
 
-    def step(self, loss: float) -> bool:
-        """Record a loss; return whether this stage has just ended."""
-        self._losses.append(loss)
-        if len(self._losses) % self.window or not plateaued(self._losses, self.window):
+    @property
+    def until_look(self) -> int:
+        """Steps until the rule looks at the losses again."""
+        return self.window - len(self._losses) % self.window
+
+    def step(self, *losses: float) -> bool:
+        """Record losses, up to the next look at most; return whether this stage has just ended."""
+        self._losses.extend(losses)
+        if not losses or len(self._losses) % self.window or not plateaued(self._losses, self.window):
             return False
         self.stage += 1
         self.window *= self.GROW

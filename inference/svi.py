@@ -1,14 +1,12 @@
 """Stochastic variational inference: Pyro's ELBOs, any guide, any optimiser."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 
@@ -20,13 +18,11 @@ from inference.gaussian import gaussian_draws, laplace, mean_and_error, unused_g
 from inference.guides import check_guide, draw_guide, make_guide, samples_discrete, unconstrained_draws
 from inference.nuts import check_count, check_number
 from inference.optimise import PyroStepper, TorchStepper, make_stepper
-from inference.progress import bar
 from inference.sites import Sites
-from inference.stopping import Stages, improvement, plateaued
+from inference.svi_backends import BACKENDS, choose_steps
+from inference.svi_loop import Loop, first_nonfinite
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# Steps after which a run without num_steps gives up waiting for a plateau.
-MAX_STEPS = 50_000
 # A plateau of the loss is believed only if shifting and rescaling the draws, estimated from this many, would not gain
 # more nats than this: KL 0.5 is the distance of a mean that is off by one standard deviation.
 MAX_UNUSED_GAIN, GAIN_DRAWS = 0.5, 1000
@@ -67,6 +63,10 @@ class SVI:
     dtype
         ``"float64"`` or ``"float32"``; by default float32 for guides or models that are modules with float32
         parameters, else float64.
+    backend
+        What takes the steps. ``"native"``: compiled code. ``"python"``: a recorded graph. ``"pyro"``: Pyro itself.
+        ``"auto"``: the first of them that the problem bears and that pays for so many steps. Where one asked for
+        cannot be had, the next takes its place, and ``fit.notes`` says why.
     """
 
     method: ClassVar[str] = "vi"
@@ -82,6 +82,7 @@ class SVI:
     num_samples: int = 1000
     num_chains: int = 4
     dtype: str | None = None
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("num_particles", 1), ("num_samples", 4), ("num_chains", 1)):
@@ -96,7 +97,9 @@ class SVI:
                 check_number(name, value, above=0.0)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}.")
-        make_stepper(self.optimizer, lr=self.lr, schedule=self.lr_schedule, clip_norm=self.clip_norm)
+        if self.backend not in BACKENDS:
+            raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}.")
+        self._stepper()
 
     __repr__ = short_repr
 
@@ -117,9 +120,12 @@ class SVI:
         discrete_in_guide = samples_discrete(check_guide(guide, sites), sites)
         loss = make_elbo(self.elbo, sites, num_particles=self.num_particles, discrete_in_guide=discrete_in_guide)
         model = sites.enumerated if sites.discrete and not discrete_in_guide else sites.function
+        steps, reason = choose_steps(
+            self.backend, loss, model, guide, sites.data, self._stepper(), num_steps=self.num_steps
+        )
         setup = time.perf_counter() - begin
         begin = time.perf_counter()
-        loop = _Loop(self, loss, model, guide, sites.data)
+        loop = Loop(steps, lambda: first_nonfinite(model, guide, sites.data), num_steps=self.num_steps)
         status = loop.optimise()
         optimisation = time.perf_counter() - begin
         begin = time.perf_counter()
@@ -131,14 +137,17 @@ class SVI:
             history={"loss": np.array(loop.losses), "gradient_norm": np.array(loop.gradient_norms)},
             status=self._confirmed(status, density, drawn),
             seconds={"setup": setup, "optimisation": optimisation, "sampling": time.perf_counter() - begin},
-            notes=drawn.notes,
+            notes=(*drawn.notes, *([reason] if reason and self.backend != "auto" else [])),
             state={
                 **drawn.state,
                 "num_gradients": len(loop.losses) * self.num_particles,
-                "backend": f"{type(loss).__name__}, eager Pyro",
+                "backend": f"{type(loss).__name__}, {steps.name}{f' ({reason})' if reason else ''}",
                 "guide": guide,
             },
         )
+
+    def _stepper(self) -> TorchStepper | PyroStepper:
+        return make_stepper(self.optimizer, lr=self.lr, schedule=self.lr_schedule, clip_norm=self.clip_norm)
 
     def _confirmed(self, status: Status, density: Density | None, drawn: "_Drawn") -> Status:
         """Doubt a plateau of the loss from which the draws could be moved for a clear gain."""
@@ -192,116 +201,6 @@ class _Drawn:
     stats: dict[str, np.ndarray]
     state: dict[str, Any]
     notes: tuple[str, ...]
-
-
-class _Loop:
-    """The optimisation: steps, the history, and the plateau rule."""
-
-    def __init__(self, engine: SVI, loss: ELBO, model: Callable, guide: Callable, data: Mapping[str, Any]) -> None:
-        self.engine, self.loss, self.model, self.guide, self.data = engine, loss, model, guide, data
-        self.stepper: TorchStepper | PyroStepper = make_stepper(
-            engine.optimizer, lr=engine.lr, schedule=engine.lr_schedule, clip_norm=engine.clip_norm
-        )
-        self.losses: list[float] = []
-        self.gradient_norms: list[float] = []
-        self.average = _Average()
-
-    def optimise(self) -> Status:
-        engine, stages = self.engine, Stages()
-        total = engine.num_steps or MAX_STEPS
-        with bar(desc="SVI", total=engine.num_steps) as shown:
-            for step in range(total):
-                if not self._step():
-                    return self._diverged(step)
-                shown.update()
-                if step % 50 == 0:
-                    shown.set_postfix(loss=f"{self.losses[-1]:.2f}")
-                if engine.num_steps is None:
-                    if stages.last:
-                        self.average.add(self._params())
-                    if stages.step(self.losses[-1]) and isinstance(self.stepper, TorchStepper):
-                        self.stepper.shrink(Stages.SHRINK)
-                    if stages.finished:
-                        self.average.apply()
-                        return Status("converged", f"Converged in {step + 1} steps: the loss has stopped improving.")
-        return self._budget_spent()
-
-    def _step(self) -> bool:
-        """Take a step; return False, and leave the parameters as they are, if the loss or a gradient is not finite."""
-        # Validated once, when the model was read; Pyro would refuse masked values and moving supports at each step.
-        with pyro.validation_enabled(False), poutine.trace(param_only=True) as capture:
-            loss = self.loss.loss_and_grads(self.model, self.guide, **self.data)
-        params = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
-        params = list({id(p): p for p in params}.values())
-        finite = np.isfinite(loss) and all(p.grad is None or torch.isfinite(p.grad).all() for p in params)
-        if finite:
-            self.losses.append(float(loss))
-            self.gradient_norms.append(self.stepper.step(params))
-        return bool(finite)
-
-    @staticmethod
-    def _params() -> dict[str, torch.Tensor]:
-        return dict(pyro.get_param_store().named_parameters())
-
-    def _diverged(self, step: int) -> Status:
-        site, value = _first_nonfinite(self.model, self.guide, self.data)
-        if step == 0:
-            raise InputError(
-                f"site '{site}': the loss is not finite at the first step (value {value}); check the start of the "
-                "guide and the scale of the data."
-            )
-        return Status(
-            "diverged",
-            f"Diverged at step {step + 1}: the loss or its gradient is not finite (site '{site}', value {value}); "
-            "draws are from the last finite step. Lower lr, set clip_norm, or raise num_particles.",
-        )
-
-    def _budget_spent(self) -> Status:
-        window = max(1, min(len(self.losses) // 4, 500))
-        if window > 1 and plateaued(self.losses, window):
-            return Status("converged", f"Ran {len(self.losses)} steps; the loss has stopped improving.")
-        gain = improvement(self.losses, window)[0] if window > 1 else float("nan")
-        return Status(
-            "budget_spent",
-            f"Ran {len(self.losses)} steps and is still improving (by {gain:.2g} nats over the last {window}); raise "
-            "num_steps, or leave it out to stop at convergence.",
-        )
-
-
-class _Average:
-    """The mean of parameters, unconstrained, over steps."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.means: dict[str, torch.Tensor] = {}
-        self.params: dict[str, torch.Tensor] = {}
-
-    def add(self, params: dict[str, torch.Tensor]) -> None:
-        self.count += 1
-        self.params = params
-        for name, p in params.items():
-            mean = self.means.setdefault(name, torch.zeros_like(p))
-            mean += (p.detach() - mean) / self.count
-
-    def apply(self) -> None:
-        for name, p in self.params.items():
-            p.data.copy_(self.means[name])
-
-
-def _first_nonfinite(model: Callable, guide: Callable, data: Mapping[str, Any]) -> tuple[str, Any]:
-    """Name the first parameter or site that is not finite, with its value."""
-    for name, p in pyro.get_param_store().items():
-        if not torch.isfinite(p).all():
-            return name, p.flatten()[:3].tolist()
-    with torch.no_grad(), pyro.validation_enabled(False):
-        guide_trace = poutine.trace(guide).get_trace(**data)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**data)
-        for trace in (guide_trace, model_trace):
-            trace.compute_log_prob()
-            for name, node in trace.nodes.items():
-                if node["type"] == "sample" and not torch.isfinite(node["log_prob"]).all():
-                    return name, torch.as_tensor(node["value"]).flatten()[:3].tolist()
-    return "unknown", "finite when run again"
 
 
 def _density(sites: Sites) -> Density | None:

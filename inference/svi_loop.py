@@ -1,0 +1,217 @@
+"""The optimisation loop of SVI, over steps that are taken by eager Pyro, a recorded graph, or native code."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+
+from inference.errors import InputError
+from inference.fit import Status
+from inference.optimise import PyroStepper, TorchStepper
+from inference.progress import bar
+from inference.stopping import Stages, improvement, plateaued
+from inference.svi_graph import NoiseStream, StepGraph
+
+# Steps without num_steps before a run gives up waiting for a plateau.
+MAX_STEPS = 50_000
+# Steps that are taken in Python before the progress bar moves.
+_STRIDE = 25
+
+
+class Taken(NamedTuple):
+    """Losses and gradient norms of the steps taken, and whether loss and gradients of the next one were not finite."""
+
+    losses: np.ndarray
+    gradient_norms: np.ndarray
+    failed: bool
+
+
+class Steps(Protocol):
+    """A way to take optimiser steps on the parameters in the store."""
+
+    name: str
+
+    def take(self, most: int, *, average: bool) -> Taken:
+        """Take one to ``most`` steps, and stop before one whose loss or gradient is not finite.
+
+        ``average``: add the iterates to the average.
+        """
+        ...
+
+    def shrink(self, factor: float) -> None:
+        """Multiply the learning rate."""
+        ...
+
+    def settle(self) -> None:
+        """Move the parameters to the average of the iterates that were added."""
+        ...
+
+
+class PythonSteps:
+    """Steps of a torch or Pyro optimiser; subclasses give the gradients."""
+
+    name = ""
+
+    def __init__(self, stepper: TorchStepper | PyroStepper) -> None:
+        self.stepper = stepper
+        self._average = _Average()
+
+    def gradients(self) -> tuple[float, list[torch.Tensor]]:
+        """Give the loss at the parameters in the store, and the parameters, with their gradients in ``grad``."""
+        raise NotImplementedError
+
+    def take(self, most: int, *, average: bool) -> Taken:
+        """Take steps; see `Steps.take`."""
+        taken: list[tuple[float, float]] = []
+        failed = False
+        for _ in range(min(most, _STRIDE)):
+            loss, params = self.gradients()
+            failed = not (np.isfinite(loss) and all(p.grad is None or torch.isfinite(p.grad).all() for p in params))
+            if failed:
+                break
+            taken.append((loss, self.stepper.step(params)))
+            if average:
+                self._average.add(dict(pyro.get_param_store().named_parameters()))
+        return Taken(*np.array(taken).reshape(-1, 2).T, failed)
+
+    def shrink(self, factor: float) -> None:
+        """Multiply the learning rate."""
+        self.stepper.shrink(factor)
+
+    def settle(self) -> None:
+        """Move the parameters to the average; see `Steps.settle`."""
+        self._average.apply()
+
+
+class EagerSteps(PythonSteps):
+    """Steps for which Pyro runs model and guide: any of them."""
+
+    name = "eager Pyro"
+
+    def __init__(
+        self, loss: ELBO, model: Callable, guide: Callable, data: Mapping[str, Any], stepper: TorchStepper | PyroStepper
+    ) -> None:
+        super().__init__(stepper)
+        self.loss, self.model, self.guide, self.data = loss, model, guide, data
+
+    def gradients(self) -> tuple[float, list[torch.Tensor]]:
+        """Run model and guide."""
+        # Validated once, when the model was read; Pyro would refuse masked values and moving supports at each step.
+        with pyro.validation_enabled(False), poutine.trace(param_only=True) as capture:
+            loss = self.loss.loss_and_grads(self.model, self.guide, **self.data)
+        params = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
+        return float(loss), list({id(p): p for p in params}.values())
+
+
+class GraphSteps(PythonSteps):
+    """Steps for which a recorded graph gives the gradients."""
+
+    name = "recorded graph"
+
+    def __init__(self, recorded: StepGraph, num_steps: int, stepper: TorchStepper | PyroStepper) -> None:
+        super().__init__(stepper)
+        self.recorded, self._noise = recorded, NoiseStream(recorded, num_steps)
+
+    def gradients(self) -> tuple[float, list[torch.Tensor]]:
+        """Run the graph on fresh noise."""
+        _, noise = self._noise.take(1)
+        loss, gradients = self.recorded.evaluate([tuple(part[i] for part in noise) for i in self.recorded.runs])
+        for p, gradient in zip(self.recorded.params, gradients, strict=True):
+            p.grad = gradient
+        return loss.item(), list(self.recorded.params)
+
+
+class Loop:
+    """The optimisation: steps, their history, and the plateau rule."""
+
+    def __init__(self, steps: Steps, first_nonfinite: Callable[[], tuple[str, Any]], *, num_steps: int | None) -> None:
+        self.steps, self.first_nonfinite, self.num_steps = steps, first_nonfinite, num_steps
+        self.losses: list[float] = []
+        self.gradient_norms: list[float] = []
+
+    def optimise(self) -> Status:
+        """Take steps until the rule, or their number, ends it."""
+        stages, total = Stages(), self.num_steps or MAX_STEPS
+        with bar(desc="SVI", total=self.num_steps) as shown:
+            while len(self.losses) < total:
+                left = total - len(self.losses)
+                if self.num_steps is None:
+                    left = min(left, stages.until_look)
+                taken = self.steps.take(left, average=self.num_steps is None and stages.last)
+                self.losses += taken.losses.tolist()
+                self.gradient_norms += taken.gradient_norms.tolist()
+                if taken.failed:
+                    return self._diverged()
+                shown.update(len(taken.losses))
+                shown.set_postfix(loss=f"{self.losses[-1]:.2f}", refresh=False)
+                if self.num_steps is None and stages.step(*taken.losses.tolist()):
+                    self.steps.shrink(Stages.SHRINK)
+                if stages.finished:
+                    self.steps.settle()
+                    done = len(self.losses)
+                    return Status("converged", f"Converged in {done} steps: the loss has stopped improving.")
+        return self._budget_spent()
+
+    def _diverged(self) -> Status:
+        site, value = self.first_nonfinite()
+        if not self.losses:
+            raise InputError(
+                f"site '{site}': the loss is not finite at the first step (value {value}); check the start of the "
+                "guide and the scale of the data."
+            )
+        return Status(
+            "diverged",
+            f"Diverged at step {len(self.losses) + 1}: the loss or its gradient is not finite (site '{site}', value "
+            f"{value}); draws are from the last finite step. Lower lr, set clip_norm, or raise num_particles.",
+        )
+
+    def _budget_spent(self) -> Status:
+        window = max(1, min(len(self.losses) // 4, 500))
+        if window > 1 and plateaued(self.losses, window):
+            return Status("converged", f"Ran {len(self.losses)} steps; the loss has stopped improving.")
+        gain = improvement(self.losses, window)[0] if window > 1 else float("nan")
+        return Status(
+            "budget_spent",
+            f"Ran {len(self.losses)} steps and is still improving (by {gain:.2g} nats over the last {window}); raise "
+            "num_steps, or leave it out to stop at convergence.",
+        )
+
+
+class _Average:
+    """The mean of parameters, unconstrained, over steps."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.means: dict[str, torch.Tensor] = {}
+        self.params: dict[str, torch.Tensor] = {}
+
+    def add(self, params: dict[str, torch.Tensor]) -> None:
+        self.count += 1
+        self.params = params
+        for name, p in params.items():
+            mean = self.means.setdefault(name, torch.zeros_like(p))
+            mean += (p.detach() - mean) / self.count
+
+    def apply(self) -> None:
+        for name, p in self.params.items():
+            p.data.copy_(self.means[name])
+
+
+def first_nonfinite(model: Callable, guide: Callable, data: Mapping[str, Any]) -> tuple[str, Any]:
+    """Name the first parameter or site that is not finite, with its value."""
+    for name, p in pyro.get_param_store().items():
+        if not torch.isfinite(p).all():
+            return name, p.flatten()[:3].tolist()
+    with torch.no_grad(), pyro.validation_enabled(False):
+        guide_trace = poutine.trace(guide).get_trace(**data)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**data)
+        for trace in (guide_trace, model_trace):
+            trace.compute_log_prob()
+            for name, node in trace.nodes.items():
+                if node["type"] == "sample" and not torch.isfinite(node["log_prob"]).all():
+                    return name, torch.as_tensor(node["value"]).flatten()[:3].tolist()
+    return "unknown", "finite when run again"
