@@ -209,8 +209,8 @@ class Density:
         self._many = lambda points: loop(self._eager_grad, points)
         inputs = Inputs(self.sites.data)
 
-        def function(vector: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._eager_grad(vector, inputs.join(tensors))
+        def function(vector: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+            return self.eager(vector, inputs.join(tensors))
 
         try:
             self.graph = bound_graph(function, example, inputs, key=self._key, check=self._verify)
@@ -237,12 +237,10 @@ class Density:
         discrete = tuple(self.sites.discrete), self.sites.max_plate_nesting
         return fingerprint(self.sites.function), shapes, discrete, self.dtype
 
-    def _eager_grad(
-        self, vector: torch.Tensor, data: Mapping[str, Any] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _eager_grad(self, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         leaf = vector.detach().requires_grad_()
         with torch.enable_grad():
-            value = self.eager(leaf, data)
+            value = self.eager(leaf)
             (gradient,) = torch.autograd.grad(value, leaf)
         return gradient, value.detach()
 

@@ -48,6 +48,8 @@ class Recording:
         Called as ``function(*arguments, *data)``.
     arguments, data
         Where to record it. The recording holds for other data of the same shapes and dtypes.
+    gradient
+        Record the gradient with respect to the first argument, and the value, of a function of one number.
 
     Attributes
     ----------
@@ -57,24 +59,33 @@ class Recording:
     """
 
     def __init__(
-        self, function: Callable[..., Any], arguments: Sequence[Any], data: Sequence[torch.Tensor] = ()
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[Any],
+        data: Sequence[torch.Tensor] = (),
+        *,
+        gradient: bool = False,
     ) -> None:
         with pyro.validation_enabled(False), _functional_log(), markov_operators(), _TensorIndexing():
-            first = last = trace(function, arguments, data)
-            constants: list[torch.Tensor] = []
-            if first.stale or _mutates(_batchable(first.module)):
-                first, last, constants = _functionalized(function, arguments, data)
+            traces = [trace(_gradient_of(function) if gradient else function, arguments, data)]
+            out_spec, constants = traces[0].out_spec, []
+            if traces[0].stale or _mutates(_batchable(traces[0].module)):
+                *traces, constants = _functionalized(function, arguments, data)
+                if gradient:
+                    value = traces[-1].module
+                    traces.append(trace(_gradient_of(lambda *a: value(*a)[0]), arguments, [*data, *constants]))
+        last = traces[-1]
         if last.stale or _mutates(_batchable(last.module)):  # a folded constant would change at every run
             raise NotImplementedError("an in-place operation on a constant cannot be recorded")
-        self.read = frozenset(i for i in first.read | last.read if i < len(data))
+        self.read = frozenset(i for t in traces for i in t.read if i < len(data))
         _poison_failures(last.module)
         self._split(last.module, constants)
         if all(isinstance(a, torch.Tensor) for a in arguments):
             (output,) = (node for node in self._body.nodes if node.op == "output")
-            output.args = (tree_unflatten(output.args[0], first.out_spec),)
+            output.args = (tree_unflatten(output.args[0], out_spec),)
         else:
             names = [f"argument_{i}" for i in range(len(arguments))]
-            self._body.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, tree_structure(tuple(arguments)), first.out_spec)))
+            self._body.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, tree_structure(tuple(arguments)), out_spec)))
 
     def _split(self, module: GraphModule, constants: list[torch.Tensor]) -> None:
         """Part the nodes that depend on data and constants only from the others, the body."""
@@ -148,6 +159,17 @@ def _copied(graph: Graph) -> Graph:
     other.output(other.graph_copy(graph, {}))
     other.set_codegen(graph._codegen)
     return other
+
+
+def _gradient_of(function: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    def gradient_and_value(point: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = point.detach().requires_grad_()
+        with torch.enable_grad():
+            value = function(leaf, *others)
+            (gradient,) = torch.autograd.grad(value, leaf)
+        return gradient, value.detach()
+
+    return gradient_and_value
 
 
 def _functionalized(

@@ -79,7 +79,7 @@ def bound_graph(
     key: Callable[[], Hashable],
     check: Callable[[GraphModule, bool], None],
 ) -> GraphModule:
-    """Give the graph of ``point -> function(point, *inputs.tensors)``, by a recording that is kept or a new one.
+    """Give the graph of ``point -> (gradient, value)`` of ``function(point, *inputs.tensors)``, kept or recorded now.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def bound_graph(
             logger.info("recording anew: %s", error)
         else:
             return graph
-    recording = Recording(function, [point], inputs.tensors)
+    recording = Recording(function, [point], inputs.tensors, gradient=True)
     _count += 1
     graph = recording.bind(*inputs.tensors)
     check(graph, False)

@@ -167,7 +167,7 @@ class Recorder(TorchDispatchMode):
             self._know(result, taken[0][0])
         elif not _is_plain(result):
             written = _written(func) and not self._keep_in_place
-            node = self.graph.call_function(_functional(func) if written else func, *taken)
+            node = self._node(_functional(func) if written else func, *taken, result)
             sources = frozenset().union(*(n.meta["sources"] for n in node.all_input_nodes))
             if func.overloadpacket in _FILLED:
                 sources = frozenset()
@@ -176,6 +176,16 @@ class Recorder(TorchDispatchMode):
                 self._rename(args[0], node)
             self._name(result, node)
         return result
+
+    def _node(self, func: Any, args: tuple, kwargs: dict, result: Any) -> Node:
+        """Write an operation down; two that come of changes in place, which torch cannot differentiate, as others."""
+        if func is aten.zero.default:
+            func = aten.zeros_like.default
+        if func is aten.copy.default:
+            source = self.graph.call_function(aten._to_copy.default, (args[1],), {"dtype": result.dtype})
+            source.meta["sources"] = args[1].meta["sources"]
+            func, args, kwargs = aten.expand.default, (source, list(result.shape)), {}
+        return self.graph.call_function(func, args, kwargs)
 
     def _know(self, tensor: torch.Tensor, node: Node) -> None:
         self._known[id(tensor)] = tensor, node

@@ -169,6 +169,25 @@ def test_a_latent_that_is_read_is_refused():
     assert "value of a latent" in density.reason
 
 
+def filled_in_a_loop(y):
+    path = torch.zeros(len(y))
+    path[0] = pyro.sample("start", dist.Normal(0.0, 1.0))
+    decay = pyro.sample("decay", dist.Uniform(0.0, 1.0))
+    for t in range(1, len(y)):
+        path[t] = decay * path[t - 1] + 0.1 * y[t - 1]
+    path[1:] *= 2.0
+    pyro.sample("y", dist.Normal(path, 1.0).to_event(1), obs=y)
+
+
+def test_tensors_that_are_filled_in_place():
+    first, count = recordings(filled_in_a_loop, {"y": Y})
+    assert (first.backend, count) == ("graph", 1)
+    again, count = recordings(filled_in_a_loop, {"y": 2.0 * Y})
+    assert count == 0
+    for density in (first, again):
+        assert_right(density)
+
+
 def closing_over(scale):
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, scale))
