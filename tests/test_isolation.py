@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from inference import NUTS, SVI, AutoVI, InputError, fit, isolated
 from inference.isolation import _BorrowedModules
@@ -47,6 +48,10 @@ def guide(y):
     pyro.sample("scale", dist.LogNormal(loc[1], width[1]))
 
 
+def linear_algebra_threads():
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
 def snapshot():
     """Everything global that a fit might disturb; tensors and constraints by identity and by value."""
     store = pyro.get_param_store()
@@ -63,6 +68,7 @@ def snapshot():
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "threads": torch.get_num_threads(),
+        "threads of linear algebra": linear_algebra_threads(),
         "validation": (
             dist.is_validation_enabled(),
             torch.distributions.Distribution._validate_args,
@@ -96,6 +102,7 @@ def put_back():
     """Give each test a caller's state of its own, and undo whatever it does, without `isolated`."""
     streams = torch.get_rng_state(), np.random.get_state(), random.getstate()
     dtype, threads, validation = torch.get_default_dtype(), torch.get_num_threads(), dist.is_validation_enabled()
+    linear_algebra = threadpool_limits()
     pyro.clear_param_store()
     pyro.param("loc", torch.tensor([7.0, 7.0]))
     pyro.param("width", torch.tensor(3.0), constraint=constraints.positive)
@@ -107,6 +114,7 @@ def put_back():
     random.setstate(streams[2])
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
+    linear_algebra.restore_original_limits()
     torch.set_grad_enabled(True)
     pyro.enable_validation(validation)
 
@@ -138,6 +146,7 @@ MISDEEDS = {
     "default dtype": lambda: torch.set_default_dtype(torch.float64),
     "grad mode": lambda: torch.set_grad_enabled(False),
     "threads": lambda: torch.set_num_threads(2),
+    "threads of linear algebra": lambda: threadpool_limits(3, user_api="blas"),
     "validation": lambda: pyro.enable_validation(False),
     "handlers": lambda: poutine.trace().__enter__(),
     "plates": lambda: pyro.plate("row", 3).__enter__(),
@@ -177,6 +186,7 @@ def test_inside_is_as_promised():
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         assert torch.get_num_threads() == 1
+        assert set(linear_algebra_threads()) == {1}
         assert dist.is_validation_enabled()
         assert [type(handler) for handler in _PYRO_STACK] == [_BorrowedModules]
         assert _DIM_ALLOCATOR._stack == []
