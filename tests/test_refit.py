@@ -175,7 +175,6 @@ def filled_in_a_loop(y):
     decay = pyro.sample("decay", dist.Uniform(0.0, 1.0))
     for t in range(1, len(y)):
         path[t] = 0.5 * path[t - 1] + decay * y[t - 1]
-    path[1:] *= 2.0
     pyro.sample("y", dist.Normal(path, 1.0).to_event(1), obs=y)
 
 
