@@ -1,6 +1,7 @@
 """A Pyro model and its data as one flat, unconstrained log density, with gradient, one point or many at a time."""
 
 import logging
+import time
 from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from torch.fx import GraphModule
 from inference.errors import InputError, one_line
 from inference.fingerprint import Unknown, fingerprint
 from inference.graph import batched, loop, map_draws, second, widest
+from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_graph
 from inference.recorded import Inputs, bound_graph
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
 
@@ -29,6 +31,8 @@ VERIFY_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 # A recording that was made for other data must do better, since it repeats Pyro's own operations: the model may have
 # changed in a way that is small beside a sum over many data.
 KEPT_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
+# Native code saves nearly all of the time that the recorded graph takes on small models, and half on large ones.
+NATIVE_SAVES = 0.5
 # Points tried per chain before the model is declared to have no finite starting point (Stan and Pyro use 100, too).
 START_ATTEMPTS = 100
 
@@ -91,9 +95,12 @@ class Density:
     labels
         One name per coordinate; the coordinates of an unconstrained site may be fewer than those of the site.
     backend
-        ``"graph"``: recorded, verified against eager Pyro, batched. ``"eager"``: Pyro itself, point by point.
+        ``"graph"``: recorded, verified against eager Pyro, batched. ``"native"``: that graph compiled, after `compile`.
+        ``"eager"``: Pyro itself, point by point.
     reason
-        Why the backend is not ``"graph"``; empty otherwise.
+        Why something slower runs than was asked for; empty otherwise.
+    native
+        The compiled graph, after `compile` has succeeded; else None.
     graph
         The recorded function ``vector (D,) -> (gradient (D,), value)``, with data and constants as buffers; None where
         the backend is ``"eager"``.
@@ -113,12 +120,40 @@ class Density:
         self.num_gradients = 0
         self.reason = ""
         self.graph: GraphModule | None = None
+        self.native: NativeFunction | None = None
         self._record(self.flatten(start))
 
     @property
     def backend(self) -> str:
         """Name of the way in which the density is evaluated."""
-        return "eager" if self.reason else "graph"
+        return "eager" if self.graph is None else "graph" if self.native is None else "native"
+
+    def compile(self, num_gradients: float = np.inf) -> None:
+        """Go over to native code, verified against eager Pyro; keep ``reason`` where that cannot be done.
+
+        Parameters
+        ----------
+        num_gradients
+            Gradients that are about to be asked for: for so few that compiling takes longer nothing is done.
+        """
+        if self.graph is None or self.native is not None:
+            return
+        point = self._workable[0][0]
+        begin = time.perf_counter()
+        self.graph(point)
+        worth = NATIVE_SAVES * num_gradients * (time.perf_counter() - begin)
+        try:
+            native = compile_graph(self.graph, point, worth=worth)
+            self._compare(*native.batch(self._workable[0].numpy()), tolerance=VERIFY_TOLERANCE[self.dtype])
+        except NotWorthIt as choice:
+            logger.info("no native code: %s", choice)
+        except NoCompiler as advice:
+            self.reason = str(advice)
+        except Exception as error:  # what is not understood here must not stop a fit that can run without
+            self.reason = f"no native code, so that the recorded graph runs in Python ({one_line(error)})"
+            logger.info(self.reason)
+        else:
+            self.native = native
 
     def unflatten(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         """Split one vector (D,) into unconstrained values by site."""
@@ -138,6 +173,9 @@ class Density:
     def value_and_grad(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         """Log density and gradient (D,) at one point (D,); not finite where a matrix cannot be factorised."""
         self.num_gradients += 1
+        if self.native is not None:
+            gradient, value = self.native(point)
+            return float(value), gradient.astype(np.float64)
         try:
             gradient, value = self._single(torch.as_tensor(point, dtype=self.dtype))
         except torch.linalg.LinAlgError:
@@ -146,6 +184,9 @@ class Density:
 
     def grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log densities (n,) and gradients (n, D) at n points (n, D), as `value_and_grad` gives them."""
+        if self.native is not None:
+            self.num_gradients += len(points)
+            return self.native.batch(points)[::-1]
         try:
             gradients, values = self._many(torch.as_tensor(points, dtype=self.dtype))
         except torch.linalg.LinAlgError:  # at one of the points
@@ -156,6 +197,8 @@ class Density:
 
     def log_density(self, points: np.ndarray) -> np.ndarray:
         """Log densities (n,) at n points (n, D); not finite where a matrix cannot be factorised."""
+        if self.native is not None:
+            return self.native.batch(points)[1]
         try:
             with torch.no_grad():
                 return self._values(torch.as_tensor(points, dtype=self.dtype)).to(torch.float64).numpy()
@@ -247,12 +290,17 @@ class Density:
     def _verify(self, graph: Callable, kept: bool) -> None:  # noqa: FBT001 - the second of two, of a callback
         """Compare a graph, one point and many at a time, with eager Pyro."""
         tolerance = (KEPT_TOLERANCE if kept else VERIFY_TOLERANCE)[self.dtype]
-        points, *expected = self._workable
+        points = self._workable[0]
         for got in (loop(graph, points), batched(graph, numbers=1)(points)):
-            for e, g, what in zip(expected, got, ("gradient", "value"), strict=True):
-                scale = e.abs().amax(dim=tuple(range(1, e.dim())), keepdim=True) + 1.0
-                if not torch.isclose(g / scale, e / scale, rtol=0, atol=tolerance, equal_nan=True).all():
-                    raise ArithmeticError(f"the recorded {what} differs from eager Pyro's")
+            self._compare(*got, tolerance=tolerance)
+
+    def _compare(self, gradients: Any, values: Any, *, tolerance: float) -> None:
+        """Hold gradients and values at the workable points against eager Pyro's."""
+        for expected, got, what in zip(self._workable[1:], (gradients, values), ("gradient", "value"), strict=True):
+            scale = expected.abs().amax(dim=tuple(range(1, expected.dim())), keepdim=True) + 1.0
+            got = torch.as_tensor(got, dtype=self.dtype)
+            if not torch.isclose(got / scale, expected / scale, rtol=0, atol=tolerance, equal_nan=True).all():
+                raise ArithmeticError(f"the {what} differs from eager Pyro's")
 
     @cached_property
     def _workable(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,8 +1,8 @@
 """nutpie on a compiled density: no Python in the loop, chains in threads on all cores.
 
 nutpie samples PyMC models through the addresses of two C functions (`_lib.LogpFunc`, `_lib.ExpandFunc`). Compiled
-densities have the same signature, so they enter by that door. It is not a documented interface of nutpie: `compiled_model`
-is tried on a real density in our tests, and where it has changed the engine goes through Python instead.
+densities have the same signatures, so they enter by that door. It is not a documented interface: where a version of
+nutpie has changed it, `native_model` raises, and the engine goes through Python instead.
 """
 
 from collections.abc import Callable
@@ -62,5 +62,14 @@ def native_model(native: NativeFunction, dim: int, start: Callable[[int], np.nda
         D.
     start
         Takes a seed, returns a starting point (D,).
+
+    Raises
+    ------
+    Exception
+        Of any kind, where nutpie's interface is another one.
     """
-    return NativeModel(dims={"point": ("coordinate",)}, native=native, dim=dim, start=start)
+    model = NativeModel(dims={"point": ("coordinate",)}, native=native, dim=dim, start=start)
+    model._make_model(None)  # fails here rather than in the middle of `nutpie.sample`
+    if not hasattr(_lib.PySampler, "from_pymc"):
+        raise AttributeError("nutpie has no PySampler.from_pymc")
+    return model

@@ -1,5 +1,6 @@
-"""NUTS: through nutpie on the flat log density, or Pyro's own kernel for comparison."""
+"""NUTS: by nutpie on the flat log density, or Pyro's own kernel for comparison."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,16 +8,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from nutpie import __version__ as nutpie_version
 from nutpie import sample as nutpie_sample
 from nutpie.compiled_pyfunc import from_pyfunc
 
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
+from inference.nutpie_native import native_model
 from inference.pyro_kernel import run_chain
 
-BACKENDS = ("nutpie", "pyro")
+BACKENDS = ("auto", "native", "python", "pyro")
 ADAPTATIONS = ("diag", "low_rank")
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Leapfrog steps a draw, to estimate whether compiling pays; most models take 7 to 15.
+TYPICAL_STEPS = 8
 
 # nutpie's names for what ArviZ reads; the second column is the name ArviZ's diagnostics look for.
 _STATISTICS = {
@@ -42,8 +49,10 @@ class NUTS:
     num_chains
         Chains, each from its own start, uniform on (-2, 2) of the unconstrained space.
     backend
-        ``"nutpie"``: nutpie on the recorded log density. ``"pyro"``: Pyro's kernel on Pyro's potential, far slower,
-        for comparison.
+        ``"native"``: nutpie on the density compiled to native code, chains side by side on all cores. ``"python"``:
+        nutpie on the recorded density, run by torch, one chain after another. ``"auto"``: native, unless compiling
+        would take longer than it saves. ``"pyro"``: Pyro's kernel on Pyro's potential, far slower, for comparison.
+        Where one of them cannot be had the next runs, and ``fit.notes`` says why.
     adaptation
         Mass matrix: ``"diag"``, or ``"low_rank"`` (diagonal plus a few directions, for correlated posteriors; nutpie
         only).
@@ -51,6 +60,9 @@ class NUTS:
         Mean acceptance probability that the step size is adapted to; raise it towards 1 against divergences.
     max_tree_depth
         A trajectory has at most ``2**max_tree_depth`` leapfrog steps.
+    dtype
+        Precision of the density, ``"float64"`` or ``"float32"``: rounding in single precision spoils long trajectories
+        and sums over many data, and gains little on a CPU.
     save_warmup
         Keep warm-up draws in ``fit.state["warmup"]`` and the ``warmup_`` groups of the tree.
 
@@ -65,10 +77,11 @@ class NUTS:
     num_warmup: int = 1000
     num_samples: int = 1000
     num_chains: int = 4
-    backend: str = "nutpie"
+    backend: str = "auto"
     adaptation: str = "diag"
     target_accept: float = 0.8
     max_tree_depth: int = 10
+    dtype: str = "float64"
     save_warmup: bool = False
 
     def __post_init__(self) -> None:
@@ -80,13 +93,15 @@ class NUTS:
         if self.adaptation not in ADAPTATIONS:
             raise InputError(f"adaptation: expected one of {', '.join(ADAPTATIONS)}, got {self.adaptation!r}.")
         if self.backend == "pyro" and self.adaptation != "diag":
-            raise InputError("adaptation: Pyro's kernel here adapts a diagonal mass matrix; use backend='nutpie'.")
+            raise InputError("adaptation: Pyro's kernel here adapts a diagonal mass matrix; use backend='auto'.")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}.")
 
     __repr__ = short_repr
 
     def floating_dtype(self, model: Any) -> torch.dtype:
-        """Give float64, always: leapfrog errors of single precision spoil long trajectories."""
-        return torch.float64
+        """Give ``dtype``, whatever the model."""
+        return DTYPES[self.dtype]
 
     def run(self, problem: Problem) -> Run:
         """Sample all chains; called by `inference.fit.fit`."""
@@ -94,9 +109,14 @@ class NUTS:
         density = problem.density
         density.starts(1, generator=np.random.default_rng(problem.seed))  # refuse early, naming the site
         setup = time.perf_counter() - begin
+        begin = time.perf_counter()
+        if self.backend in ("auto", "native"):
+            draws = self.num_chains * (self.num_warmup + self.num_samples)
+            density.compile(draws * TYPICAL_STEPS if self.backend == "auto" else np.inf)
+        compilation = time.perf_counter() - begin
         density.num_gradients = 0
         begin = time.perf_counter()
-        sample = _sample_nutpie if self.backend == "nutpie" else _sample_pyro
+        sample = _sample_pyro if self.backend == "pyro" else _sample_nutpie
         points, stats, adapted = sample(self, density, problem)
         elapsed = time.perf_counter() - begin
         kept, warmup = _split(points, stats, self.num_warmup)
@@ -109,13 +129,18 @@ class NUTS:
             draws=draws,
             stats=kept[1],
             status=status,
-            seconds={"setup": setup, "warmup": elapsed * warm_share, "sampling": elapsed * (1 - warm_share)},
+            seconds={
+                "setup": setup,
+                "compile": compilation,
+                "warmup": elapsed * warm_share,
+                "sampling": elapsed * (1 - warm_share),
+            },
             notes=(density.reason,) if density.reason else (),
             state={
                 "unconstrained": kept[0],
                 "labels": density.labels,
                 "num_gradients": density.num_gradients,
-                "backend": f"{self.backend}, {density.backend} density",
+                "backend": f"{'Pyro' if self.backend == 'pyro' else 'nutpie'}, {density.backend} density",
                 "adapted": adapted,
                 **({"warmup": {"unconstrained": warmup[0], "stats": warmup[1]}} if self.save_warmup else {}),
             },
@@ -140,21 +165,14 @@ def check_number(name: str, value: Any, *, above: float, below: float = float("i
 
 def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
     """Sample with nutpie; points (chain, warm-up + draws, D), statistics alike, adapted quantities."""
-    compiled = from_pyfunc(
-        density.dim,
-        lambda: _in_worker_thread(density),
-        lambda *_: lambda point: {"point": point},
-        [np.dtype("float64")],
-        [(density.dim,)],
-        ["point"],
-        make_initial_point_fn=_start(density),
-    )
+    compiled = _native(density) or _through_python(density)
     trace = nutpie_sample(
         compiled,
         draws=engine.num_samples,
         tune=engine.num_warmup,
         chains=engine.num_chains,
-        cores=1,  # every gradient holds the interpreter lock, so more would only contend
+        # In Python every gradient holds the interpreter lock, so more threads would only contend.
+        cores=min(engine.num_chains, _num_cores()) if density.native is not None else 1,
         seed=problem.seed,
         progress_bar=problem.progress,
         low_rank_modified_mass_matrix=engine.adaptation == "low_rank",
@@ -172,7 +190,38 @@ def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
     final = groups[-1][1]
     mass = final["mass_matrix_inv" if "mass_matrix_inv" in final else "mass_matrix_stds"].values[:, -1]
     adapted = {"step_size": final["step_size_bar"].values[:, -1], "inverse_mass": mass}
+    if density.native is not None:  # nobody counts in native code; each chain starts with one
+        density.num_gradients += int(stats["n_steps"].sum()) + engine.num_chains
     return points, stats, adapted
+
+
+def _num_cores() -> int:
+    """Count the cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _native(density: Density) -> Any:
+    """Wrap the compiled density for nutpie; None where there is none, or nutpie no longer takes it."""
+    if density.native is None:
+        return None
+    try:
+        return native_model(density.native, density.dim, _start(density))
+    except Exception as error:  # another version of nutpie
+        density.native = None
+        density.reason = f"nutpie {nutpie_version} takes no native code, so that it runs through Python ({error})"
+        return None
+
+
+def _through_python(density: Density) -> Any:
+    return from_pyfunc(
+        density.dim,
+        lambda: _in_worker_thread(density),
+        lambda *_: lambda point: {"point": point},
+        [np.dtype("float64")],
+        [(density.dim,)],
+        ["point"],
+        make_initial_point_fn=_start(density),
+    )
 
 
 def _in_worker_thread(density: Density) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:

@@ -48,11 +48,11 @@ BAD_SETTINGS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "bool seed": (lambda: fit_normal(short(), seed=True), ["seed: expected", "got True"]),
     "float seed": (lambda: fit_normal(short(), seed=1.0), ["seed: expected", "got 1.0"]),
     "no seed": (lambda: fit_normal(short(), seed=None), ["seed: expected", "got None"]),
-    "backend": (lambda: NUTS(backend="stan"), ["backend: expected one of nutpie, pyro", "got 'stan'"]),
+    "backend": (lambda: NUTS(backend="stan"), ["backend: expected one of auto, native, python, pyro", "got 'stan'"]),
     "adaptation": (lambda: NUTS(adaptation="dense"), ["adaptation: expected one of diag, low_rank", "got 'dense'"]),
     "adaptation of Pyro": (
         lambda: NUTS(backend="pyro", adaptation="low_rank"),
-        ["adaptation: Pyro's kernel", "use backend='nutpie'"],
+        ["adaptation: Pyro's kernel", "use backend='auto'"],
     ),
     "acceptance of 1": (lambda: NUTS(target_accept=1.0), ["target_accept: expected .* between 0 and 1", "got 1.0"]),
     "acceptance nan": (lambda: NUTS(target_accept=float("nan")), ["target_accept: expected", "got nan"]),

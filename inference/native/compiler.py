@@ -132,6 +132,12 @@ def build(source: str) -> Path:
     return library
 
 
+def is_built(source: str) -> bool:
+    """Whether `build` would find a library of this source."""
+    compiler = find_compiler()
+    return compiler is not None and cache.find(f"ppl-{_key(source, compiler)}.so") is not None
+
+
 def find_compiler() -> Compiler | None:
     """Find a compiler: the one that ``CXX`` names, or else g++, clang++ or c++ on the path; None without one."""
     if os.name == "nt":

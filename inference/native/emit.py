@@ -101,12 +101,13 @@ class _Emitter:
             f"{body}\n    return 0;\n}}\n",
         ]
         if self._is_density():
-            parts.append(_log_density(len(self.outputs[0].shape) and self.outputs[0].shape[0]))
+            parts.append(_DENSITY.replace("DIM", str(self.outputs[0].shape[0])))
         return "".join(parts)
 
     def _is_density(self) -> bool:
         shapes = [t.shape for t in self.outputs]
-        return not self.single and len(self.lowered.inputs) == 1 and shapes == [self.lowered.inputs[0].shape, ()]
+        point = self.lowered.inputs[0].shape
+        return len(self.lowered.inputs) == 1 and len(point) == 1 and shapes == [point, ()]
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.depth + text)
@@ -364,36 +365,38 @@ def _number(a: Literal) -> str:
     return f"real({number!r})"
 
 
-def _log_density(dim: int) -> str:
-    """Functions for densities: nutpie's, and many points at once.
-
-    Positive codes tell nutpie that a point has no density; a trajectory ends there.
-    """
-    return f"""
-extern "C" __attribute__((visibility("default")))
-int64_t ppl_log_density(uint64_t dim, const double* point, double* gradient, double* value, void* constants) {{
-    if (dim != {dim}) return -1;
-    const void* inputs[1] = {{point}};
-    void* outputs[2] = {{gradient, value}};
-    if (ppl_evaluate(inputs, outputs, (const void* const*)constants)) return -1;
-    for (uint64_t i = 0; i < dim; i++) if (!(ppl_abs(gradient[i]) < HUGE_VAL)) return 3;
-    return ppl_abs(*value) < HUGE_VAL ? 0 : 4;
-}}
-
-extern "C" __attribute__((visibility("default")))
-int64_t ppl_batch(int64_t num, const double* points, double* gradients, double* values, const void* const* constants) {{
-    for (int64_t i = 0; i < num; i++) {{
-        const void* inputs[1] = {{points + i * {dim}}};
-        void* outputs[2] = {{gradients + i * {dim}, values + i}};
-        if (ppl_evaluate(inputs, outputs, constants)) return -1;
-    }}
+# Functions for densities: nutpie's, and many points at once. They take and give doubles, whatever the precision inside.
+# Positive codes tell nutpie that a point has no density; a trajectory ends there.
+_DENSITY = """
+static int64_t ppl_point(const double* point, double* gradient, double* value, const void* const* constants) {
+    real at[DIM], g[DIM], v;
+    for (int64_t i = 0; i < DIM; i++) at[i] = (real)point[i];
+    const void* inputs[1] = {at};
+    void* outputs[2] = {g, &v};
+    if (ppl_evaluate(inputs, outputs, constants)) return -1;
+    for (int64_t i = 0; i < DIM; i++) gradient[i] = g[i];
+    *value = v;
     return 0;
-}}
+}
 
 extern "C" __attribute__((visibility("default")))
-int64_t ppl_copy(uint64_t dim, uint64_t expanded, const double* point, double* out, void*) {{
+int64_t ppl_log_density(uint64_t dim, const double* point, double* gradient, double* value, void* constants) {
+    if (dim != DIM || ppl_point(point, gradient, value, (const void* const*)constants)) return -1;
+    for (int64_t i = 0; i < DIM; i++) if (!(ppl_abs(gradient[i]) < HUGE_VAL)) return 3;
+    return ppl_abs(*value) < HUGE_VAL ? 0 : 4;
+}
+
+extern "C" __attribute__((visibility("default")))
+int64_t ppl_batch(int64_t num, const double* points, double* gradients, double* values, const void* const* constants) {
+    for (int64_t i = 0; i < num; i++)
+        if (ppl_point(points + i * DIM, gradients + i * DIM, values + i, constants)) return -1;
+    return 0;
+}
+
+extern "C" __attribute__((visibility("default")))
+int64_t ppl_copy(uint64_t dim, uint64_t expanded, const double* point, double* out, void*) {
     if (dim != expanded) return -1;
     std::memcpy(out, point, sizeof(double) * dim);
     return 0;
-}}
+}
 """

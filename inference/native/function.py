@@ -7,13 +7,17 @@ import numpy as np
 import torch
 from torch.fx import GraphModule
 
-from inference.native.compiler import build
+from inference.native.compiler import ADVICE, NoCompiler, build, find_compiler, is_built
 from inference.native.emit import emit
 from inference.native.lower import Lowered, lower
 from inference.native.values import BOOL, INT
 
+# How long a compiler takes, on one core of 2023: to start, read the runtime and link, and per line of the model's own.
+COMPILE_SECONDS = 0.25
+LINE_SECONDS = 1.5e-3
 
-def compile_graph(graph: GraphModule, *example: torch.Tensor) -> "NativeFunction":
+
+def compile_graph(graph: GraphModule, *example: torch.Tensor, worth: float = float("inf")) -> "NativeFunction":
     """Compile a recorded graph whose constants are folded; the library comes from the cache where it is known.
 
     Parameters
@@ -22,17 +26,31 @@ def compile_graph(graph: GraphModule, *example: torch.Tensor) -> "NativeFunction
         As `inference.graph.record` gives it. Its constants are read where they lie in memory, not copied.
     example
         Tensors of the shapes and dtypes of its arguments.
+    worth
+        Seconds that native code would save: nothing is compiled that takes longer to compile.
 
     Raises
     ------
+    NotWorthIt
+        Compiling is expected to take more than ``worth`` seconds.
     Unsupported
         An operation for which there is no native code, or a graph too large to compile.
     NoCompiler, CompileFailed
         There is no compiler, or it did not accept the source.
     """
+    if find_compiler() is None:
+        raise NoCompiler(ADVICE)
     lowered = lower(graph, example)
     single = any(t.dtype == torch.float32 for t in example)
-    return NativeFunction(lowered, emit(lowered, single=single), single=single)
+    source = emit(lowered, single=single)
+    expected = COMPILE_SECONDS + LINE_SECONDS * source.count("\n")
+    if expected > worth and not is_built(source):
+        raise NotWorthIt(f"compiling would take {expected:.1f} s and save {worth:.1f} s")
+    return NativeFunction(lowered, source, single=single)
+
+
+class NotWorthIt(Exception):  # noqa: N818 - a choice rather than an error
+    """Compiling would take longer than it saves."""
 
 
 class NativeFunction:
