@@ -56,7 +56,8 @@ def log_sum(initial: Tensor, transition: Tensor, observation: Tensor) -> Tensor:
     if transition.dim() == 2:
         transition = transition.unsqueeze(0)
     dtype = torch.promote_types(torch.promote_types(initial.dtype, transition.dtype), observation.dtype)
-    batch = torch.broadcast_shapes(initial.shape[:-1], transition.shape[:-3], observation.shape[:-2])
+    # Not torch's, which imports sympy (half a second).
+    batch = np.broadcast_shapes(initial.shape[:-1], transition.shape[:-3], observation.shape[:-2])
     steps = max(transition.shape[-3], observation.shape[-2])
     states = max(initial.shape[-1], transition.shape[-1], observation.shape[-1])
     return torch.ops.ppl.markov_log_sum(
@@ -170,8 +171,9 @@ def _log_matmul(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return result
 
 
-# Autograd. `torch.library.register_autograd` would be simpler, but does not work under `torch.func.grad` (pytorch issue
-# 168393); a function of a single level does, because the dispatcher has peeled off the outer levels by then.
+# Autograd. `torch.library.custom_op` and `register_autograd` would be simpler, but import torch's compiler at the first
+# call (2 s) and do not work under `torch.func.grad` (pytorch issue 168393). A function of a single level does: the
+# dispatcher has peeled off the outer levels by then.
 
 
 class _LogSumFunction(torch.autograd.function._SingleLevelFunction):
