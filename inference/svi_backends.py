@@ -8,6 +8,7 @@ import torch
 from pyro.infer import ELBO
 
 from inference.errors import one_line
+from inference.native import NotWorthIt, compile_graph
 from inference.optimise import AdamRates, PyroStepper, TorchStepper
 from inference.svi_graph import StepGraph, UntraceableError, check_same, record_step
 from inference.svi_loop import MAX_STEPS, EagerSteps, GraphSteps, Steps
@@ -20,10 +21,8 @@ BACKENDS = ("auto", "native", "python", "pyro")
 WORTH_RECORDING = 150
 # Without num_steps the plateau rule needs at least 2800 steps.
 UNKNOWN_STEPS = 3000
-# A compiler run takes half a second and 2 ms per operation of the graph. An operation in Python takes about 2 us, the
-# optimiser 40 us per parameter tensor; natively both are next to nothing. (Counted rather than timed, so that equal
-# seeds choose equally.)
-COMPILE_SECONDS, COMPILE_SECONDS_PER_OPERATION = 0.5, 2e-3
+# What native code saves: an operation of a recorded graph takes about 2 us in Python, the optimiser 40 us per parameter
+# tensor. (Counted rather than timed, so that equal seeds choose equally.)
 SECONDS_PER_OPERATION, SECONDS_PER_PARAM = 2e-6, 4e-5
 
 
@@ -64,22 +63,23 @@ def choose_steps(
     except Exception as error:  # recording can fail in as many ways as models can be written
         return Choice(eager, _reason("no recorded graph, so eager Pyro runs the steps", error))
     graph = GraphSteps(recorded, most, stepper)
-    if backend == "python" or (backend == "auto" and not _worth_compiling(recorded, expected)):
+    if backend == "python":
         return Choice(graph, "")
     try:
-        return Choice(_native(recorded, stepper.adam(), most), "")
+        worth = float("inf") if backend == "native" else expected * _python_seconds(recorded)
+        return Choice(_native(recorded, stepper.adam(), most, worth=worth), "")
+    except NotWorthIt:
+        return Choice(graph, "")
     except Exception as error:
         return Choice(graph, _reason("no native code, so a recorded graph runs the steps", error))
 
 
-def _worth_compiling(recorded: StepGraph, num_steps: int) -> bool:
-    operations = len(recorded.graph.graph.nodes)
-    step = SECONDS_PER_OPERATION * operations * recorded.particles + SECONDS_PER_PARAM * len(recorded.params)
-    return num_steps * step > COMPILE_SECONDS + COMPILE_SECONDS_PER_OPERATION * operations
+def _python_seconds(recorded: StepGraph) -> float:
+    operations = len(recorded.graph.graph.nodes) * recorded.particles
+    return SECONDS_PER_OPERATION * operations + SECONDS_PER_PARAM * len(recorded.params)
 
 
-def _native(recorded: StepGraph, rates: AdamRates | None, most: int) -> Steps:
-    from inference.native import compile_graph
+def _native(recorded: StepGraph, rates: AdamRates | None, most: int, *, worth: float) -> Steps:
     from inference.svi_native import NativeSteps
 
     if rates is None:
@@ -91,7 +91,7 @@ def _native(recorded: StepGraph, rates: AdamRates | None, most: int) -> Steps:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         examples = recorded.examples()
-    function = compile_graph(recorded.graph, *examples[0])
+    function = compile_graph(recorded.graph, *examples[0], worth=worth)
     for inputs in examples:
         with torch.no_grad():
             expected = recorded.graph(*inputs)

@@ -3,6 +3,7 @@
 import ctypes
 import time
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from inference.svi_loop import Taken
 _SECONDS_PER_CALL = 0.1
 # Steps in the first call, before their time is known.
 _FIRST_STEPS = 16
-_SYMBOLS = {torch.float64: "ppl_adam_float64", torch.float32: "ppl_adam_float32"}
+_REAL = {torch.float64: "double", torch.float32: "float"}
 _FAILED = 2
 
 
@@ -26,17 +27,14 @@ class _Run(ctypes.Structure):
     """The struct ``Run`` of ``adam.cpp``."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("evaluate", "constants")),
-        ("num_params", ctypes.c_int64),
-        ("param_sizes", ctypes.c_void_p),
-        ("num_noise", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("evaluate", "constants", "inputs", "outputs")),
+        *((name, ctypes.c_int64) for name in ("num_numbers", "num_params", "num_noise")),
         ("noise_sizes", ctypes.c_void_p),
         ("particles", ctypes.c_int64),
         *((name, ctypes.c_double) for name in ("eps", "clip_norm")),
         *((name, ctypes.c_int64) for name in ("step", "averaged")),
-        *((name, ctypes.c_void_p) for name in ("params", "first", "second", "average")),
-        ("add_to_average", ctypes.c_int64),
-        ("num_steps", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("params", "first", "second", "gradient", "average", "part", "loss")),
+        *((name, ctypes.c_int64) for name in ("add_to_average", "num_steps")),
         *((name, ctypes.c_void_p) for name in ("noise", "rates", "losses", "norms")),
         ("status", ctypes.c_int64),
     ]
@@ -61,37 +59,43 @@ class NativeSteps:
 
     def __init__(self, recorded: StepGraph, function: Any, rates: AdamRates, num_steps: int) -> None:
         dtype = recorded.params[0].dtype
-        self._call = getattr(_library(), _SYMBOLS[dtype])
+        self._call = _library(_REAL[dtype]).ppl_adam
         self._call.restype = ctypes.c_int64
         self._params, self._function, self._rates = recorded.params, function, rates
         self._noise = NoiseStream(recorded, num_steps)
         self._pace = _FIRST_STEPS
-        # The numbers of all parameters in one row, and what Adam and the average keep of them.
-        self._flat = torch.cat([p.detach().reshape(-1) for p in recorded.params])
-        self._first, self._second, self._average = (torch.zeros_like(self._flat) for _ in range(3))
-        self._sizes = [
-            np.array([t.shape.numel() for t in tensors], np.int64) for tensors in (recorded.params, recorded.noise)
-        ]
+        # The numbers of all parameters in one row, and rows of the same length beside it.
+        self._rows = {"params": torch.cat([p.detach().reshape(-1) for p in recorded.params])}
+        self._rows |= {
+            name: torch.zeros_like(self._rows["params"]) for name in ("first", "second", "gradient", "average", "part")
+        }
+        self._rows["loss"] = torch.zeros(1, dtype=dtype)
+        self._sizes = [p.numel() for p in recorded.params]
+        starts = [0, *accumulate(self._sizes)][:-1]
+        params, part = (self._rows[name].data_ptr() for name in ("params", "part"))
+        width = dtype.itemsize
+        self._tables = {
+            "inputs": _addresses([*(params + width * s for s in starts), *(0 for _ in recorded.noise)]),
+            "outputs": _addresses([self._rows["loss"].data_ptr(), *(part + width * s for s in starts)]),
+            "noise_sizes": np.array([noise.shape.numel() for noise in recorded.noise], np.int64),
+        }
         self._run = _Run(
             evaluate=function.evaluate_address,
             constants=function.constants_address,
+            num_numbers=sum(self._sizes),
             num_params=len(recorded.params),
-            param_sizes=self._sizes[0].ctypes.data,
             num_noise=len(recorded.noise),
-            noise_sizes=self._sizes[1].ctypes.data,
             particles=recorded.particles,
             eps=rates.eps,
             clip_norm=rates.clip_norm or 0.0,
-            params=self._flat.data_ptr(),
-            first=self._first.data_ptr(),
-            second=self._second.data_ptr(),
-            average=self._average.data_ptr(),
+            **{name: row.data_ptr() for name, row in self._rows.items()},
+            **{name: table.ctypes.data for name, table in self._tables.items()},
         )
 
     def take(self, most: int, *, average: bool) -> Taken:
         """Take steps for about a tenth of a second."""
         num, noise = self._noise.take(min(most, self._pace))
-        addresses = np.array([part.data_ptr() for part in noise], np.uintp)
+        addresses = _addresses([part.data_ptr() for part in noise])
         rates, losses, norms = self._rates.take(num), np.empty(num), np.empty(num)
         run = self._run
         run.num_steps, run.add_to_average, run.noise = num, average, addresses.ctypes.data
@@ -100,7 +104,7 @@ class NativeSteps:
         taken = self._call(ctypes.byref(run))
         if run.status == _FAILED:
             raise RuntimeError("the compiled step failed")
-        self._write(self._flat)
+        self._write("params")
         elapsed = time.perf_counter() - begin
         self._pace = max(1, min(8 * num, int(_SECONDS_PER_CALL * num / max(elapsed, 1e-9))))
         return Taken(losses[:taken], norms[:taken], bool(run.status))
@@ -112,13 +116,18 @@ class NativeSteps:
     def settle(self) -> None:
         """Move the parameters to the average of their iterates."""
         if self._run.averaged:
-            self._write(self._average)
+            self._write("average")
 
-    def _write(self, numbers: torch.Tensor) -> None:
-        for p, part in zip(self._params, numbers.split(self._sizes[0].tolist()), strict=True):
+    def _write(self, name: str) -> None:
+        for p, part in zip(self._params, self._rows[name].split(self._sizes), strict=True):
             p.data.copy_(part.view_as(p))
 
 
+def _addresses(numbers: list[int]) -> np.ndarray:
+    return np.array(numbers, np.uintp)
+
+
 @cache
-def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(build((Path(__file__).parent / "native" / "adam.cpp").read_text())))
+def _library(real: str) -> ctypes.CDLL:
+    source = (Path(__file__).parent / "native" / "adam.cpp").read_text()
+    return ctypes.CDLL(str(build(f"typedef {real} Real;\n{source}")))

@@ -2,8 +2,11 @@
 
 import copy
 import ctypes
+import signal
 import subprocess
+import time
 from functools import partial
+from threading import Timer
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +18,7 @@ from pyro.distributions import constraints
 from pyro.infer import Trace_ELBO
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference import SVI, InputError, fit, svi_graph, svi_native
+from inference import SVI, InputError, fit, svi_backends, svi_graph, svi_native
 from inference.elbo import make_elbo
 from inference.graph import BATCHABLE_DRAWS, random_nodes
 from inference.guides import check_guide, make_guide, samples_discrete
@@ -255,15 +258,13 @@ def test_a_wrong_graph_is_refused(monkeypatch):
 
 @needs_compiler
 def test_wrong_native_code_is_refused(monkeypatch):
-    import inference.native
+    compile_graph = svi_backends.compile_graph
 
-    compile_graph = inference.native.compile_graph
-
-    def wrong(graph, *example):
-        function = compile_graph(graph, *example)
+    def wrong(*arguments, **options):
+        function = compile_graph(*arguments, **options)
         return lambda *inputs: tuple(a * 1.001 for a in function(*inputs))
 
-    monkeypatch.setattr(inference.native, "compile_graph", wrong)
+    monkeypatch.setattr(svi_backends, "compile_graph", wrong)
     result = fit(schools, SCHOOLS, SVI(num_steps=200, backend="native", **SMALL), seed=1)
     assert result.state["backend"].startswith("Trace_ELBO, recorded graph (no native code")
     assert "differ from those of eager Pyro" in result.notes[0]
@@ -350,10 +351,14 @@ def test_other_optimisers_take_their_gradients_from_the_graph(options):
     assert "not a plain torch.optim.Adam" in result.notes[0]
 
 
-def test_few_steps_are_not_worth_recording():
-    few, many = (fit(schools, SCHOOLS, SVI(num_steps=n, **SMALL), seed=1).state["backend"] for n in (100, 400))
-    assert few == "Trace_ELBO, eager Pyro"
-    assert many == "Trace_ELBO, recorded graph"
+def test_few_steps_are_not_worth_the_trouble(tmp_path, monkeypatch):
+    monkeypatch.setenv("PPL_CACHE_DIR", str(tmp_path))
+    ways = [fit(schools, SCHOOLS, SVI(num_steps=n, **SMALL), seed=1).state["backend"] for n in (100, 400)]
+    assert ways == ["Trace_ELBO, eager Pyro", "Trace_ELBO, recorded graph"]
+    if find_compiler() is not None:
+        fit(schools, SCHOOLS, SVI(num_steps=400, backend="native", **SMALL), seed=1)
+        again = fit(schools, SCHOOLS, SVI(num_steps=400, **SMALL), seed=2)  # compiled before, so it costs nothing
+        assert again.state["backend"] == "Trace_ELBO, native"
 
 
 def test_an_unknown_backend_is_refused():
@@ -604,3 +609,21 @@ def test_a_guide_without_parameters_is_not_recorded():
 
     with isolated(1), pytest.raises(UntraceableError, match="no parameter"):
         record_step(*make_problem(line, LINE, fixed))
+
+
+@needs_compiler
+def test_ctrl_c_is_heard_in_the_middle_of_native_steps(monkeypatch):
+    sent = []
+    take = svi_native.NativeSteps.take
+
+    def watched(self, most, *, average):
+        if not sent:
+            sent.append(0.0)
+            Timer(0.3, lambda: (sent.append(time.perf_counter()), signal.raise_signal(signal.SIGINT))).start()
+        return take(self, most, average=average)
+
+    monkeypatch.setattr(svi_native.NativeSteps, "take", watched)
+    with pytest.raises(KeyboardInterrupt):
+        fit(schools, SCHOOLS, SVI(num_steps=100_000_000, backend="native", **SMALL), seed=1)
+    assert time.perf_counter() - sent[-1] < 2  # a call lasts a tenth of a second
+    assert len(pyro.get_param_store()) == 0
