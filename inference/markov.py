@@ -1,7 +1,7 @@
 """Pyro's ``DiscreteHMM`` as one differentiable operator, small in a graph and quick in native code.
 
-Pyro multiplies T transition matrices pairwise: thirty operations for every halving of T, and O(T K^3) work. Here a whole
-chain is one node of the graph, its gradient another, which native code computes together in O(T K^2).
+Pyro multiplies T transition matrices pairwise: thirty operations for every halving of T, and O(T K^3) work. Here a
+whole chain is one node of the graph, its gradient another, which native code computes together in O(T K^2).
 """
 
 from collections.abc import Iterator
