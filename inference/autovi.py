@@ -12,7 +12,7 @@ from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, base_draws, elbo, fit_gaussian, gaussian_draws
-from inference.nuts import check_count
+from inference.nuts import DTYPES, check_choice, check_count
 from inference.progress import bar
 from inference.starts import best_gaussian
 
@@ -24,6 +24,9 @@ MIN_DRAWS, MAX_DRAWS, FRESH_DRAWS = 32, 4096, 2048
 MAX_FRESH_NUMBERS = 2**24
 # Starts agree when the best two bounds differ by less than this, in nats, plus two standard errors.
 AGREEMENT = 0.1
+BACKENDS = ("auto", "native", "python")
+# Gradients of a fit, to estimate whether compiling pays: some 5000, which in batches cost a fifth of single ones.
+TYPICAL_GRADIENTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -43,6 +46,12 @@ class AutoVI:
         Starts, uniform on (-2, 2) of the unconstrained space, each replaced by a Laplace fit at the mode above it where
         that gives the better bound. The best bound is kept; their agreement is part of the status.
 
+    backend
+        ``"native"``: the density compiled to native code. ``"python"``: the recorded density, in batches, by torch.
+        ``"auto"``: native, unless compiling would take longer than it saves.
+    dtype
+        Precision of the density, ``"float64"`` or ``"float32"``; rounding limits how far L-BFGS can descend.
+
     Notes
     -----
     ``fit.state``: ``"loc"`` (D,), ``"scale"`` (D, D) or (D,), ``"elbo"``, ``"elbo_se"`` on fresh draws, and
@@ -54,22 +63,30 @@ class AutoVI:
     num_samples: int = 1000
     num_chains: int = 4
     num_starts: int = 4
+    backend: str = "auto"
+    dtype: str = "float64"
 
     def __post_init__(self) -> None:
         for name, least in (("num_samples", 4), ("num_chains", 1), ("num_starts", 1)):
             check_count(name, getattr(self, name), least=least)
+        check_choice("backend", self.backend, BACKENDS)
+        check_choice("dtype", self.dtype, DTYPES)
 
     __repr__ = short_repr
 
     def floating_dtype(self, model: Any) -> torch.dtype:
-        """Give float64, always: L-BFGS on a smooth loss is limited by rounding."""
-        return torch.float64
+        """Give ``dtype``, whatever the model."""
+        return DTYPES[self.dtype]
 
     def run(self, problem: Problem) -> Run:
         """Fit the Gaussian; called by `inference.fit.fit`."""
         begin = time.perf_counter()
         density = problem.density
         setup = time.perf_counter() - begin
+        begin = time.perf_counter()
+        if self.backend != "python":
+            density.compile(TYPICAL_GRADIENTS if self.backend == "auto" else np.inf)
+        compilation = time.perf_counter() - begin
         density.num_gradients = 0
         rng = np.random.default_rng(problem.seed)
         begin = time.perf_counter()
@@ -89,6 +106,7 @@ class AutoVI:
             status=_status(fitted, gap, starts),
             seconds={
                 "setup": setup,
+                "compile": compilation,
                 "optimisation": optimisation,
                 "sampling": time.perf_counter() - begin,
             },

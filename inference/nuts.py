@@ -1,8 +1,7 @@
 """NUTS: by nutpie on the flat log density, or Pyro's own kernel for comparison."""
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from nutpie.compiled_pyfunc import from_pyfunc
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
+from inference.native.function import num_cores
 from inference.nutpie_native import native_model
 from inference.pyro_kernel import run_chain
 
@@ -88,14 +88,11 @@ class NUTS:
         for name, least in (("num_warmup", 1), ("num_samples", 4), ("num_chains", 1), ("max_tree_depth", 1)):
             check_count(name, getattr(self, name), least=least)
         check_number("target_accept", self.target_accept, above=0.0, below=1.0)
-        if self.backend not in BACKENDS:
-            raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}.")
-        if self.adaptation not in ADAPTATIONS:
-            raise InputError(f"adaptation: expected one of {', '.join(ADAPTATIONS)}, got {self.adaptation!r}.")
+        check_choice("backend", self.backend, BACKENDS)
+        check_choice("adaptation", self.adaptation, ADAPTATIONS)
+        check_choice("dtype", self.dtype, DTYPES)
         if self.backend == "pyro" and self.adaptation != "diag":
             raise InputError("adaptation: Pyro's kernel here adapts a diagonal mass matrix; use backend='auto'.")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}.")
 
     __repr__ = short_repr
 
@@ -156,6 +153,12 @@ def check_count(name: str, value: Any, *, least: int) -> None:
         raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}.")
 
 
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Refuse anything but one of a few names."""
+    if value not in choices:
+        raise InputError(f"{name}: expected one of {', '.join(choices)}, got {value!r}.")
+
+
 def check_number(name: str, value: Any, *, above: float, below: float = float("inf")) -> None:
     """Refuse anything but a number strictly between two others."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < below:
@@ -172,7 +175,7 @@ def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
         tune=engine.num_warmup,
         chains=engine.num_chains,
         # In Python every gradient holds the interpreter lock, so more threads would only contend.
-        cores=min(engine.num_chains, _num_cores()) if density.native is not None else 1,
+        cores=min(engine.num_chains, num_cores()) if density.native is not None else 1,
         seed=problem.seed,
         progress_bar=problem.progress,
         low_rank_modified_mass_matrix=engine.adaptation == "low_rank",
@@ -193,11 +196,6 @@ def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
     if density.native is not None:  # nobody counts in native code; each chain starts with one
         density.num_gradients += int(stats["n_steps"].sum()) + engine.num_chains
     return points, stats, adapted
-
-
-def _num_cores() -> int:
-    """Count the cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _native(density: Density) -> Any:

@@ -1,6 +1,10 @@
 """A compiled graph as a function of arrays, and as an address for callers written in C or Rust."""
 
 import ctypes
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,8 @@ from inference.native.emit import emit
 from inference.native.lower import Lowered, lower
 from inference.native.values import BOOL, INT
 
+# A batch starts with this many points, which tell whether the rest is worth starting threads for (0.1 ms each).
+MIN_BATCH, WORTH_THREADS = 8, 2e-3
 # How long a compiler takes, on one core of 2023: to start, read the runtime and link, and per line of the model's own.
 COMPILE_SECONDS = 0.25
 LINE_SECONDS = 1.5e-3
@@ -98,16 +104,37 @@ class NativeFunction:
         return tuple(outputs)
 
     def batch(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Gradients (n, D) and values (n,) at points (n, D), for a graph from a point to (gradient, value)."""
+        """Gradients (n, D) and values (n,) at points (n, D), for a graph from a point to (gradient, value).
+
+        Points are shared out over the cores; the numbers do not depend on how many there are.
+        """
         points = np.ascontiguousarray(points, np.float64)
         (dim,) = self._input_shapes[0]
         if points.ndim != 2 or points.shape[1] != dim:
             raise ValueError(f"points: expected shape (n, {dim}), got {points.shape}.")
         gradients, values = np.empty_like(points), np.empty(len(points))
+        begin = time.perf_counter()
+        first = min(len(points), MIN_BATCH)
+        self._fill(points[:first], gradients[:first], values[:first])
+        seconds = (time.perf_counter() - begin) * (len(points) - first) / max(first, 1)
+        if seconds < WORTH_THREADS:
+            self._fill(points[first:], gradients[first:], values[first:])
+        else:
+            cuts = np.linspace(first, len(points), num_cores() + 1).astype(int)
+            with ThreadPoolExecutor(num_cores()) as threads:
+                parts = [slice(a, b) for a, b in pairwise(cuts)]
+                list(threads.map(lambda part: self._fill(points[part], gradients[part], values[part]), parts))
+        return gradients, values
+
+    def _fill(self, points: np.ndarray, gradients: np.ndarray, values: np.ndarray) -> None:
         pointers = (ctypes.c_void_p(a.ctypes.data) for a in (points, gradients, values))
         if self._batch(ctypes.c_int64(len(points)), *pointers, self._table):
             raise MemoryError("native code: no memory for its intermediate results.")
-        return gradients, values
+
+
+def num_cores() -> int:
+    """Count the cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _address_of(function: Any) -> int:
