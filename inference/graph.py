@@ -194,7 +194,22 @@ def _functionalized(
     return first, last, constants
 
 
-# These random operations cannot be batched by vmap; the ones they are replaced by can, and have the same distribution.
+def _categorical(probs: torch.Tensor, num_samples: int, *rest: Any, **named: Any) -> torch.Tensor:
+    """Draw by inverting the distribution function: ten times faster than torch's multinomial for one draw a row.
+
+    Weights that are no distribution (NaN, all zero) give a state that does not exist.
+    """
+    if num_samples != 1:
+        return torch.multinomial(probs, num_samples, *rest, **named)
+    cumulative = probs.cumsum(-1)
+    total = cumulative[..., -1:]
+    state = (cumulative <= torch.rand_like(total) * total).sum(-1, keepdim=True)
+    last = probs.shape[-1] - 1
+    return torch.where(total > 0, state.clamp(max=last), last + 1)
+
+
+# These random operations cannot be batched by vmap, or not fast; the ones they are replaced by can, and have the same
+# distribution.
 BATCHABLE_DRAWS: dict[Any, Callable[..., torch.Tensor]] = {
     operation: draw
     for operations, draw in (
@@ -205,6 +220,7 @@ BATCHABLE_DRAWS: dict[Any, Callable[..., torch.Tensor]] = {
             ("cauchy_", "cauchy"),
             lambda x, loc=0.0, scale=1.0: loc + scale * torch.tan(torch.pi * (torch.rand_like(x) - 0.5)),
         ),
+        (("multinomial",), _categorical),
     )
     for operation in (getattr(torch.ops.aten, name) for name in operations)
 }
@@ -214,7 +230,7 @@ def _batchable(graph: GraphModule) -> GraphModule:
     for node in graph.graph.nodes:
         draw = BATCHABLE_DRAWS.get(getattr(node.target, "overloadpacket", None))
         if draw is not None:
-            node.target, node.kwargs = draw, {}
+            node.target, node.kwargs = draw, {} if draw is not _categorical else node.kwargs
     return graph
 
 
@@ -366,6 +382,8 @@ def map_draws(function: Callable[[Any], Any], values: Any, *, random: bool = Fal
     with torch.no_grad(), pyro.validation_enabled(False):
         try:
             graph = record(function, first)
+            graph.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))  # unused draws, too
+            graph.recompile()
             result = batched(graph, numbers=widest(graph))(values)
             if not random and not _same(function(last), {name: value[-1] for name, value in result.items()}):
                 raise ArithmeticError("the recorded function differs from the function itself")
