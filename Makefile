@@ -53,8 +53,13 @@ tutorials: $(READY) ## run every tutorial, make notebooks in out/tutorials
 	  $(BIN)/jupytext --quiet --to ipynb --output out/tutorials/$$(basename $$script .py).ipynb $$script; \
 	done
 
-bench: $(READY) ## run every benchmark
-	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(BIN)/python $$script; done
+bench: $(READY) ## install the peers, run every benchmark, write tables to out/benchmarks
+	@$(PIP) install -c constraints.txt -e '.[bench]' || echo "Some peers cannot be installed; the tables leave them out." >&2
+	@mkdir -p out/benchmarks
+	@set -e; for name in check gradient nuts svi verdict_rates; do \
+	  echo "benchmarks.$$name"; \
+	  $(BIN)/python -m benchmarks.$$name > out/benchmarks/$$name.md; \
+	done
 
 clean: ## remove what was made: .venv, out, caches
 	@rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache

@@ -4,7 +4,7 @@ For `compare`, by posterior, effective sample size of the reference and number o
 called wrong or left undecided, and how often a candidate with one wrong quantity is trusted. For `check`, by dimension:
 how often a nearly exact fit is not trusted, and how often one with a wrong quantity is trusted without re-weighting.
 
-Usage: python benchmarks/verdict_rates.py [--num-replicates 50] [--seed 0]
+Usage: python -m benchmarks.verdict_rates [--num-replicates 50] [--seed 0]
 """
 
 import argparse

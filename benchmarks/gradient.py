@@ -1,0 +1,188 @@
+"""One gradient of the log density: native code, recorded graph, eager Pyro; and how its cost grows with the data.
+
+Usage: python -m benchmarks.gradient [--models schools ...] [--out docs/FILE.md] [--largest 1000000] [--no-growth]
+"""
+
+import argparse
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import machine
+from benchmarks.models import CASES, Case, hmm_case, logistic_case
+from benchmarks.tables import markdown, number
+from inference.density import Density
+from inference.isolation import isolated
+from inference.native import CompileFailed, NativeFunction, NoCompiler, Unsupported, compile_graph
+from inference.native.compiler import build
+from inference.sites import read_sites
+from inference.validate import prepare_data
+
+BATCH = 64
+BLOCK_SECONDS, NUM_BLOCKS = 0.05, 7
+ROWS = (10, 100, 1000, 10_000, 100_000, 1_000_000)
+STATES = (2, 4, 8, 16, 32)
+STEPS = (20, 200, 2000, 20_000)
+
+# Calls a compiled density again and again, as nutpie does: no Python in the loop.
+LOOP = """
+#include <cstdint>
+extern "C" void repeat(int64_t (*evaluate)(const void *const *, void *const *, const void *const *),
+                       const void *const *inputs, void *const *outputs, const void *const *constants, int64_t times) {
+  for (int64_t i = 0; i < times; ++i) evaluate(inputs, outputs, constants);
+}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Microseconds per gradient, and seconds until there is one; NaN where it was not measured."""
+
+    native: float
+    batch: float
+    graph: float
+    eager: float
+    recording: float
+    compiling: float
+    note: str = ""
+
+    def cells(self) -> list[str]:
+        """Write the numbers for a row of a table."""
+        numbers = (self.native, self.batch, self.graph, self.eager, self.eager / self.native)
+        return [number(value) for value in (*numbers, self.recording, self.compiling)]
+
+
+HEADER = [
+    "native",
+    f"batch of {BATCH}",
+    "recorded graph",
+    "eager Pyro",
+    "eager / native",
+    "recording, s",
+    "compiling, s",
+]
+
+
+def best_microseconds(block: Callable[[int], None]) -> float:
+    """Time ``block(n)``, which does something n times: the least over several blocks, per time."""
+    times, elapsed = 1, 0.0
+    while elapsed < BLOCK_SECONDS:
+        begin = time.perf_counter()
+        block(times)
+        elapsed = time.perf_counter() - begin
+        times = times if elapsed >= BLOCK_SECONDS else times * max(2, min(10, int(BLOCK_SECONDS / max(elapsed, 1e-7))))
+    results = []
+    for _ in range(NUM_BLOCKS if elapsed < 1.0 else 1):
+        begin = time.perf_counter()
+        block(times)
+        results.append((time.perf_counter() - begin) / times)
+    return 1e6 * min(results)
+
+
+def repeated(function: Callable[[], object]) -> Callable[[int], None]:
+    """Make a block that calls a Python function n times."""
+
+    def block(times: int) -> None:
+        for _ in range(times):
+            function()
+
+    return block
+
+
+def native_block(native: NativeFunction, point: np.ndarray) -> Callable[[int], None]:
+    """Make a block that calls a compiled density n times from C."""
+    gradient, value = np.empty_like(point), np.empty(())
+    inputs, outputs = ((ctypes.c_void_p * len(a))(*(x.ctypes.data for x in a)) for a in ([point], [gradient, value]))
+    loop = ctypes.CDLL(str(build(LOOP))).repeat
+    evaluate, constants = ctypes.c_void_p(native.evaluate_address), ctypes.c_void_p(native.constants_address)
+
+    def block(times: int) -> None:
+        loop(evaluate, inputs, outputs, constants, ctypes.c_int64(times))
+        if not (np.isfinite(value) and np.isfinite(gradient).all()):
+            raise ArithmeticError(f"not finite at {point}")
+
+    return block
+
+
+def costs(case: Case) -> Costs:
+    """Measure one model."""
+    with isolated(0, dtype=torch.float64, own=[case.pyro]):
+        sites = read_sites(case.pyro, prepare_data(case.pyro, case.data()))
+        begin = time.perf_counter()
+        density = Density(sites)
+        recording = time.perf_counter() - begin
+        points = density.starts(BATCH, generator=np.random.default_rng(0))
+        point = torch.as_tensor(points[0])
+        nan = float("nan")
+        graph = best_microseconds(repeated(lambda: density.value_and_grad(points[0])))
+        plain = best_microseconds(repeated(lambda: _eager(density, point)))
+        batch = best_microseconds(repeated(lambda: density.grad(points))) / BATCH
+        native, compiling, note = nan, nan, density.reason
+        if density.graph is not None:
+            try:
+                begin = time.perf_counter()
+                compiled = compile_graph(density.graph, point)
+                compiling = time.perf_counter() - begin
+                native = best_microseconds(native_block(compiled, points[0]))
+            except (Unsupported, NoCompiler, CompileFailed) as error:
+                note = str(error)
+    return Costs(
+        native=native, batch=batch, graph=graph, eager=plain, recording=recording, compiling=compiling, note=note
+    )
+
+
+def _eager(density: Density, point: torch.Tensor) -> torch.Tensor:
+    leaf = point.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(density.eager(leaf), leaf)
+    return gradient
+
+
+def table(first: str, cases: dict[str, Case], *, per: str = "", sizes: tuple[int, ...] = ()) -> str:
+    """Measure cases, a row each; with ``sizes`` a last column of nanoseconds per unit of size."""
+    rows, notes = [], []
+    for i, (shown, case) in enumerate(cases.items()):
+        print(f"gradient: {case.name}", file=sys.stderr, flush=True)
+        found = costs(case)
+        rows.append([shown, *found.cells(), *([number(1e3 * found.native / sizes[i])] if sizes else [])])
+        notes += [f"- {shown}: {found.note}"] if found.note else []
+    header = [first, *HEADER, *([f"native, ns per {per}"] if sizes else [])]
+    return "\n\n".join([markdown(header, rows), *notes])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--largest", type=int, default=ROWS[-1], help="most rows of the logistic regression")
+    parser.add_argument("--no-growth", action="store_true", help="only the seven models")
+    parser.add_argument("--out", type=Path, help="write the tables here, too")
+    arguments = parser.parse_args()
+    parts = [
+        f"`python -m benchmarks.gradient {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        machine.described(),
+        "Microseconds per gradient, the least of several blocks: compiled code called from C; `Density.grad` on 64 "
+        "points, per point; `Density.value_and_grad`; the Pyro model itself under autograd.",
+        table("model", {CASES[name].title: CASES[name] for name in arguments.models}),
+    ]
+    if not arguments.no_growth:
+        rows = tuple(n for n in ROWS if n <= arguments.largest)
+        regressions = {f"{n} rows": logistic_case(n, 4) for n in rows}
+        chains = {f"{k} states": hmm_case(k, 200) for k in STATES}
+        series = {f"{t} steps": hmm_case(3, t) for t in STEPS}
+        parts += [
+            "### Logistic regression with 4 columns\n\n" + table("", regressions, per="row", sizes=rows),
+            "### Hidden Markov model, T=200\n\n" + table("", chains, per="state", sizes=STATES),
+            "### Hidden Markov model, K=3\n\n" + table("", series, per="step", sizes=STEPS),
+        ]
+    print("\n\n".join(parts))
+    if arguments.out:
+        arguments.out.write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()

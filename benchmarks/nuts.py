@@ -1,0 +1,122 @@
+"""NUTS: ours against Pyro, NumPyro, PyMC + nutpie, Stan and Stan + nutpie, on seven models.
+
+Four chains of 500 + 1000 iterations, target acceptance 0.8, all cores. Each run is a process of its own, one after
+another, with empty caches. Prints Markdown. A peer that cannot be installed beside the others may live in an
+environment of its own (``--python stan=/path/to/python``).
+
+Usage: python -m benchmarks.nuts [--models schools hmm ...] [--peers ours numpyro ...] [--repeats 3]
+       [--out docs/FILE.md] [--reuse DIR] [--again ours] [--time-limit 300]
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.measure import Bench, compared
+from benchmarks.models import CASES
+from benchmarks.peers import TITLES, VARIANTS, module
+from benchmarks.startup import startup_table
+from benchmarks.tables import Measured, disagreements, number, peer_table, ratio_table, summarise
+
+DEFINITIONS = """
+Microseconds per gradient: seconds of warm-up and draws, all chains on all cores, over the number of leapfrog steps. \
+ESS: the smallest bulk effective sample size of any latent quantity, by ArviZ, the same function for all; its seconds \
+are those of warm-up and draws, or with start-up everything from the model and the data to the draws in memory: \
+recording, compiling, starting points (imports are left out). Pyro draws its chains one after the other unless there \
+are more cores than chains; then one chain is run, which has the same rates. NumPyro: the best of its three chain \
+methods, float64. Stan: seconds by its own clock, without the passing of draws between PyStan's processes. Stan + \
+nutpie: a library of our own with BridgeStan's interface, Stan's headers from httpstan. Memory: the process itself, \
+not its compilers. Medians over repeats with different seeds; posterior means agree between all peers unless said.
+"""
+
+
+def plan(models: list[str], peers: list[str], repeats: int) -> Iterator[tuple[str, str, int]]:
+    """Give model, peer with variant, and seed; peers take turns, so that a slow minute of the machine hits all."""
+    for seed in range(1, repeats + 1):
+        for model in models:
+            for peer in peers:
+                for variant in VARIANTS.get(peer, ("",)):
+                    yield model, f"{peer}:{variant}" if variant else peer, seed
+
+
+def report(results: Mapping[tuple[str, str, int], dict[str, Any]], models: list[str]) -> str:
+    """Write the tables."""
+    summary = summarise(compared(results))
+    titles = {name: CASES[name].title for name in models}
+
+    def table(cell: Any) -> str:
+        return peer_table(summary, titles, TITLES, cell)
+
+    def agreement(row: Measured) -> str:
+        return f"{row.difference:.1f}"
+
+    parts = [
+        ("Microseconds per gradient", table(lambda row: number(row.microseconds))),
+        ("Minimum ESS per second", table(lambda row: number(row.rate))),
+        ("Minimum ESS per second, with start-up", table(lambda row: number(row.rate_with_start))),
+        ("Ratios of minimum ESS per second", ratio_table(summary, titles)),
+        ("Start-up, seconds", table(lambda row: number(row.start))),
+        ("Peak resident memory, MB", table(lambda row: number(row.peak))),
+        (
+            "Largest difference of a posterior mean from the other peers', in Monte Carlo standard errors",
+            table(agreement),
+        ),
+    ]
+    notes = disagreements(summary)
+    notes += [
+        f"{peer}, {model}, seed {seed}: {f['failed']}" for (model, peer, seed), f in results.items() if "failed" in f
+    ]
+    notes += sorted({f"{row.peer}, {row.model}: {row.note}" for row in summary.values() if row.note})
+    text = "\n\n".join(f"### {title}\n\n{body}" for title, body in parts)
+    return f"{text}\n\n{DEFINITIONS.strip()}\n\n" + "\n".join(f"- {note}" for note in notes)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--peers", nargs="+", default=list(TITLES), choices=list(TITLES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the tables here, too")
+    parser.add_argument("--reuse", type=Path, help="folder of raw results: what is found there is not run again")
+    parser.add_argument("--again", nargs="+", default=[], help="peers to run although results are found")
+    parser.add_argument("--python", nargs="+", default=[], metavar="PEER=PATH", help="interpreter of a peer")
+    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds for one run")
+    parser.add_argument("--no-startup", action="store_true", help="leave out the start-up times of ours")
+    return parser.parse_args()
+
+
+def installed(peers: list[str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Give the interpreters of the peers that are installed, and the names of those that are not."""
+    pythons = {peer: own.get(peer, sys.executable) for peer in peers}
+    absent = [peer for peer, python in pythons.items() if not machine.has(python, module(peer).REQUIRES)]
+    return {peer: python for peer, python in pythons.items() if peer not in absent}, absent
+
+
+def main() -> None:
+    arguments = parse()
+    pythons, absent = installed(arguments.peers, dict(pair.split("=", 1) for pair in arguments.python))
+    folder = arguments.reuse or Path(tempfile.mkdtemp(prefix="ppl-benchmarks-"))
+    bench = Bench(folder=folder, pythons=pythons, limit=arguments.time_limit, again=tuple(arguments.again))
+    results = {
+        (model, peer, seed): bench.run("nuts", model, peer, str(seed), {"seed": seed})
+        for model, peer, seed in plan(arguments.models, list(pythons), arguments.repeats)
+    }
+    text = [
+        f"`python -m benchmarks.nuts {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        machine.described(pythons),
+        f"Repeats: {arguments.repeats}. Absent: {', '.join(absent) or 'none'}. Raw results: {folder}.",
+        report(results, arguments.models),
+    ]
+    if "ours" in pythons and not arguments.no_startup:
+        text.append(f"### From nothing to a posterior of eight schools\n\n{startup_table()}")
+    print("\n\n".join(text))
+    if arguments.out:
+        arguments.out.write_text("\n\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""SVI: microseconds per step, ours against Pyro, NumPyro and PyMC, and how long SVI and AutoVI take to a good bound.
+
+Adam, one particle, float64. Each run of the first tables is a process of its own. Prints Markdown.
+
+Usage: python -m benchmarks.svi [--models schools ...] [--peers ours numpyro ...] [--repeats 3] [--out docs/FILE.md]
+       [--reuse DIR] [--again ours] [--no-bounds]
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.measure import Bench
+from benchmarks.models import CASES
+from benchmarks.nuts import installed
+from benchmarks.peers import SVI_VARIANTS, TITLES
+from benchmarks.tables import geometric_mean, markdown, number
+
+MODELS = ("schools", "logistic-1000x20", "logistic-20000x50", "groups")
+PEERS = ("ours", "pyro", "numpyro", "pymc+nutpie")
+GUIDES = {"normal": "Mean-field", "multivariate_normal": "Full-rank"}
+# Steps that take about a second or more, compiled (ours, NumPyro), interpreted, and in between.
+NUM_STEPS = {"ours": 50_000, "numpyro": 50_000, "pyro": 300, "pymc+nutpie": 3_000}
+LARGE, LARGE_SHARE = "logistic-20000x50", 0.05
+# The bound counts as good within this many nats of the best one of its family; its error is to be well below.
+GOOD, DRAWS = 0.1, 20_000
+GRID = (250, 500, 1000, 2000, 4000, 8000, 16000, 32000)
+
+Times = dict[tuple[str, str, str], float]
+
+
+def microseconds(bench: Bench, models: list[str], peers: list[str], repeats: int) -> tuple[Times, list[str]]:
+    """Microseconds per step by (guide, model, peer): the median over repeats of the best variant; and remarks."""
+    times, notes = defaultdict(list), []
+    for seed in range(1, repeats + 1):
+        for guide in GUIDES:
+            for model in models:
+                for peer in peers:
+                    steps = max(50, int(NUM_STEPS[peer] * (LARGE_SHARE if model == LARGE and peer != "pyro" else 1)))
+                    settings = {"seed": seed, "guide": guide, "steps": steps}
+                    for variant in SVI_VARIANTS.get(peer, ("",)):
+                        name = f"{peer}:{variant}" if variant else peer
+                        facts = bench.run("svi", model, name, f"{guide}-{seed}", settings)
+                        if "failed" in facts:
+                            notes.append(f"{name}, {model}, {guide}: {facts['failed']}")
+                            continue
+                        times[guide, model, peer, variant].append(1e6 * facts["stepping"] / facts["steps"])
+                        if peer == "ours":
+                            notes.append(f"ours, {model}, {guide}: {facts['note']}")
+    best: Times = {}
+    for (guide, model, peer, _), values in times.items():
+        best[guide, model, peer] = min(median(values), best.get((guide, model, peer), np.inf))
+    return best, sorted(set(notes))
+
+
+def step_table(times: Times, guide: str, models: list[str], peers: list[str]) -> str:
+    """Microseconds by peer and model, and how many times faster ours is than Pyro and than NumPyro."""
+    titles = {**TITLES, "pymc+nutpie": "PyMC"}
+    rows = [[titles[peer], *(number(times.get((guide, m, peer))) for m in models), ""] for peer in peers]
+    for peer in ("pyro", "numpyro"):
+        faster = [_ratio(times.get((guide, m, peer)), times.get((guide, m, "ours"))) for m in models]
+        mean = geometric_mean(value for value in faster if np.isfinite(value))
+        rows.append([f"{titles[peer]} / ours", *map(number, faster), f"**{number(mean)}**"])
+    return markdown(["microseconds", *(CASES[m].title for m in models), "geometric mean"], rows)
+
+
+def _ratio(above: float | None, below: float | None) -> float:
+    return above / below if above and below else float("nan")
+
+
+def bound_table(models: list[str], seed: int) -> str:
+    """Seconds to within `GOOD` nats of the best bound of each family of guides."""
+    rows = []
+    for model in models:
+        for guide, title in GUIDES.items():
+            engines = _engines(guide)
+            found = {what: _bound(model, engine, seed) for what, engine in engines.items()}
+            best = max(elbo for elbo, _, _ in found.values())
+            steps = [(what, found[what]) for what in engines if isinstance(what, int)]
+            first = next(((what, at) for what, at in steps if at[0] > best - GOOD), None)
+            cells = [f"{number(first[1][1])} ({first[0]} steps)" if first else "not reached"]
+            for what in ("SVI", "AutoVI"):
+                cells.append(f"{number(found[what][1])} ({best - found[what][0]:.2f})" if what in found else "–")
+            rows.append([CASES[model].title, title, f"{best:.2f}", *cells])
+    header = ["model", "guide", "best bound", "SVI, fixed number of steps", "SVI() until it stops", "AutoVI()"]
+    return markdown(header, rows)
+
+
+def _engines(guide: str) -> dict[Any, Any]:
+    from inference import SVI, AutoVI
+
+    engines: dict[Any, Any] = {n: SVI(guide=guide, num_steps=n, num_samples=DRAWS // 4) for n in GRID}
+    engines["SVI"] = SVI(guide=guide, num_samples=DRAWS // 4)
+    if guide == "multivariate_normal":  # AutoVI fits a full covariance
+        engines["AutoVI"] = AutoVI(num_samples=DRAWS // 4)
+    return engines
+
+
+def _bound(model: str, engine: Any, seed: int) -> tuple[float, float, int]:
+    """Bound on fresh draws, seconds of setup and optimisation, and gradients."""
+    from inference import fit
+
+    case = CASES[model]
+    begin = time.perf_counter()
+    result = fit(case.pyro, case.data(), engine, seed=seed, progress=False)
+    print(f"bounds: {model}, {engine}, {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
+    seconds = result.seconds["setup"] + result.seconds["optimisation"]
+    return float(result.stats["log_weight"].mean()), seconds, result.num_gradients
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(CASES))
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the tables here, too")
+    parser.add_argument("--reuse", type=Path, help="folder of raw results: what is found there is not run again")
+    parser.add_argument("--again", nargs="+", default=[], help="peers to run although results are found")
+    parser.add_argument("--python", nargs="+", default=[], metavar="PEER=PATH", help="interpreter of a peer")
+    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds for one run")
+    parser.add_argument("--no-bounds", action="store_true", help="leave out the times to a good bound")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    pythons, absent = installed(arguments.peers, dict(pair.split("=", 1) for pair in arguments.python))
+    folder = arguments.reuse or Path(tempfile.mkdtemp(prefix="ppl-benchmarks-"))
+    bench = Bench(folder=folder, pythons=pythons, limit=arguments.time_limit, again=tuple(arguments.again))
+    times, notes = microseconds(bench, arguments.models, list(pythons), arguments.repeats)
+    parts = [
+        f"`python -m benchmarks.svi {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        machine.described(pythons),
+        f"Repeats: {arguments.repeats} (medians). Absent: {', '.join(absent) or 'none'}. Raw results: {folder}.",
+    ]
+    for guide, title in GUIDES.items():
+        table = step_table(times, guide, arguments.models, list(pythons))
+        parts.append(f"### {title} SVI, microseconds per step\n\n{table}")
+    parts.append("\n".join(f"- {note}" for note in notes))
+    if "ours" in pythons and not arguments.no_bounds:
+        head = f"### Seconds to within {GOOD} nats of the best bound\n\nIn brackets: how far below the best it stopped."
+        parts.append(f"{head} Setup is included; recordings and libraries of earlier rows may be reused.")
+        parts.append(bound_table(arguments.models, seed=1))
+    print("\n\n".join(parts))
+    if arguments.out:
+        arguments.out.write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
