@@ -12,6 +12,7 @@ from inference.native import NotWorthIt, compile_graph
 from inference.optimise import AdamRates, PyroStepper, TorchStepper
 from inference.svi_graph import StepGraph, UntraceableError, check_same, record_step
 from inference.svi_loop import MAX_STEPS, EagerSteps, GraphSteps, Steps
+from inference.svi_native import NativeSteps
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,6 @@ def _python_seconds(recorded: StepGraph) -> float:
 
 
 def _native(recorded: StepGraph, rates: AdamRates | None, most: int, *, worth: float) -> Steps:
-    from inference.svi_native import NativeSteps
-
     if rates is None:
         raise UntraceableError("the optimiser is not a plain torch.optim.Adam")
     if recorded.draws_inside:

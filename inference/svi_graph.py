@@ -150,12 +150,14 @@ def record_step(loss: ELBO, model: Callable, guide: Callable, data: Mapping[str,
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), pyro.validation_enabled(False):
         warnings.simplefilter("ignore")  # of NaN, at points that were only tried
-        with _Inspect() as seen:
-            step()
-        params = tuple(
-            {id(p): p for p in seen.params.values() if p.grad is not None}.values()
-        )  # one may have two names
-        _clear(seen.params.values())
+        seen = _Inspect()
+        try:
+            with seen:
+                step()
+            # One may have two names.
+            params = tuple({id(p): p for p in seen.params.values() if p.grad is not None}.values())
+        finally:
+            _clear(seen.params.values())
         if not params:
             raise UntraceableError("no parameter has a gradient")
 
@@ -210,7 +212,10 @@ class _Pure(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.Tensor.item:
-            return args[0].detach()
+            try:
+                return func(*args)
+            except NotImplementedError:  # it follows from parameters or random numbers
+                return args[0].detach()
         if func is torch.Tensor.backward:
             retain = kwargs.get("retain_graph")
             new = torch.autograd.grad(args[0], self.params, retain_graph=retain, materialize_grads=True)

@@ -33,7 +33,7 @@ class _Run(ctypes.Structure):
         ("particles", ctypes.c_int64),
         *((name, ctypes.c_double) for name in ("eps", "clip_norm")),
         *((name, ctypes.c_int64) for name in ("step", "averaged")),
-        *((name, ctypes.c_void_p) for name in ("params", "first", "second", "gradient", "average", "part", "loss")),
+        *((name, ctypes.c_void_p) for name in ("params", "first", "second", "gradient", "part", "loss", "average")),
         *((name, ctypes.c_int64) for name in ("add_to_average", "num_steps")),
         *((name, ctypes.c_void_p) for name in ("noise", "rates", "losses", "norms")),
         ("status", ctypes.c_int64),
@@ -66,9 +66,9 @@ class NativeSteps:
         self._pace = _FIRST_STEPS
         # The numbers of all parameters in one row, and rows of the same length beside it.
         self._rows = {"params": torch.cat([p.detach().reshape(-1) for p in recorded.params])}
-        self._rows |= {
-            name: torch.zeros_like(self._rows["params"]) for name in ("first", "second", "gradient", "average", "part")
-        }
+        self._rows |= {n: torch.zeros_like(self._rows["params"]) for n in ("first", "second", "gradient", "average")}
+        several = recorded.particles > 1
+        self._rows["part"] = torch.zeros_like(self._rows["params"]) if several else self._rows["gradient"]
         self._rows["loss"] = torch.zeros(1, dtype=dtype)
         self._sizes = [p.numel() for p in recorded.params]
         starts = [0, *accumulate(self._sizes)][:-1]

@@ -69,6 +69,17 @@ def model_with_param(y):
         pyro.sample("y", dist.Normal(mu, scale), obs=y)
 
 
+def reading(group, y):
+    """Reads values of its data, for a size and for names."""
+    num = int(group.max().item()) + 1
+    with pyro.plate("group", num):
+        mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    for label in group.unique():
+        pyro.sample(f"extra_{label.item()}", dist.Normal(mean[label], 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean[group], 1.0), obs=y)
+
+
 def cauchy_guide(y):
     loc = pyro.param("loc", torch.tensor(0.3))
     pyro.sample("mu", dist.Cauchy(loc, pyro.param("width", torch.tensor(0.1), constraint=constraints.positive)))
@@ -89,6 +100,12 @@ PROBLEMS = {
     "uniform noise": (line, LINE, uniform_noise_guide, {}),
     "cauchy noise": (model_with_param, Y, cauchy_guide, {}),
     "param of the model": (model_with_param, Y, "normal", {}),
+    "values of the data": (
+        reading,
+        {"group": torch.tensor([0, 1, 1, 2]), "y": torch.tensor([0.3, -1.0, 2.0, 0.5])},
+        "normal",
+        {},
+    ),
     "enumerated": (mixture_tutorial, CASES["mixture_tutorial"].data, "normal", {"elbo": "trace_enum"}),
     "analytic": (schools, SCHOOLS, "normal", {"elbo": "trace_mean_field"}),
     "by graph": (schools, SCHOOLS, "normal", {"elbo": "trace_graph"}),

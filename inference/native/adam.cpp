@@ -22,7 +22,9 @@ struct Run {
     double eps, clip_norm;        // clip_norm 0: none
     int64_t step;                 // steps taken before, counted on
     int64_t averaged;             // iterates in `average`, counted on
-    Real *params, *first, *second, *gradient, *average, *part, *loss;  // first and second moments
+    Real *params, *first, *second;  // first and second moments
+    Real *gradient, *part, *loss;   // part: of one particle; the gradient itself where there is only one
+    Real* average;
     int64_t add_to_average;
     // One block of steps
     int64_t num_steps;
@@ -39,25 +41,30 @@ static bool finite_number(double x) {
     return ((bits >> 52) & 0x7ff) != 0x7ff;
 }
 
+static bool finite_numbers(const Real* numbers, int64_t count) {
+    bool all = true;
+    for (int64_t i = 0; i < count; ++i) all &= finite_number(numbers[i]);
+    return all;
+}
+
 // Loss, gradient and its norm, averaged over particles.
 static int64_t evaluate_step(Run& run, int64_t n) {
-    double loss = 0;
-    for (int64_t i = 0; i < run.num_numbers; ++i) run.gradient[i] = 0;
+    const int64_t count = run.num_numbers;
+    Real *__restrict gradient = run.gradient, *__restrict part = run.part;
+    double loss = 0, square = 0;
+    if (part != gradient) memset(gradient, 0, count * sizeof(Real));
     for (int64_t row = n * run.particles; row < (n + 1) * run.particles; ++row) {
         for (int64_t j = 0; j < run.num_noise; ++j)
             run.inputs[run.num_params + j] = run.noise[j] + row * run.noise_sizes[j];
         if (run.evaluate(run.inputs, run.outputs, run.constants)) return 2;
         loss += *run.loss / run.particles;
-        for (int64_t i = 0; i < run.num_numbers; ++i) run.gradient[i] += run.part[i] / Real(run.particles);
+        if (part != gradient)
+            for (int64_t i = 0; i < count; ++i) gradient[i] += part[i] / Real(run.particles);
     }
-    bool all = finite_number(loss);
-    double square = 0;
-    for (int64_t i = 0; i < run.num_numbers; ++i) {
-        const double g = run.gradient[i];
-        all &= finite_number(g);
-        square += g * g;
-    }
-    if (!all) return 1;
+#pragma omp simd reduction(+ : square)
+    for (int64_t i = 0; i < count; ++i) square += double(gradient[i]) * double(gradient[i]);
+    // A square may overflow where the number itself does not.
+    if (!finite_number(loss) || (!finite_number(square) && !finite_numbers(gradient, count))) return 1;
     run.losses[n] = loss;
     run.norms[n] = sqrt(square);
     return 0;
@@ -67,17 +74,22 @@ static void update(Run& run, double norm, const double* rates) {
     const double lr = rates[0], beta1 = rates[1], beta2 = rates[2], step = double(++run.step);
     const double share = run.clip_norm / (norm + 1e-6);  // torch's guard against division by zero
     const Real keep = Real(run.clip_norm > 0 && share < 1 ? share : 1);
-    const Real size = Real(lr / (1 - pow(beta1, step))), root = Real(sqrt(1 - pow(beta2, step)));
+    const Real size = Real(lr / (1 - pow(beta1, step))), root = Real(1 / sqrt(1 - pow(beta2, step)));
     const Real weight = Real(1 - beta1), decay = Real(beta2), rest = Real(1 - beta2), eps = Real(run.eps);
-    for (int64_t i = 0; i < run.num_numbers; ++i) {
-        const Real g = keep * run.gradient[i];
-        run.first[i] += weight * (g - run.first[i]);
-        run.second[i] = decay * run.second[i] + rest * g * g;
-        run.params[i] -= size * (run.first[i] / (Real(sqrt(run.second[i])) / root + eps));
+    const int64_t count = run.num_numbers;
+    Real *__restrict params = run.params, *__restrict first = run.first, *__restrict second = run.second;
+    const Real* __restrict gradient = run.gradient;
+    for (int64_t i = 0; i < count; ++i) {
+        const Real g = keep * gradient[i];
+        const Real m = first[i] + weight * (g - first[i]), v = decay * second[i] + rest * g * g;
+        first[i] = m;
+        second[i] = v;
+        params[i] -= size * m / (Real(sqrt(v)) * root + eps);
     }
     if (run.add_to_average) {
-        const Real count = Real(++run.averaged);
-        for (int64_t i = 0; i < run.num_numbers; ++i) run.average[i] += (run.params[i] - run.average[i]) / count;
+        const Real portion = 1 / Real(++run.averaged);
+        Real* __restrict average = run.average;
+        for (int64_t i = 0; i < count; ++i) average[i] += (params[i] - average[i]) * portion;
     }
 }
 
