@@ -5,6 +5,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from inference.native.values import BOOL, INT
 
 # A batch starts with this many points, which tell whether the rest is worth starting threads for (0.1 ms each).
 MIN_BATCH, WORTH_THREADS = 8, 2e-3
-# How long a compiler takes, on one core of 2023: to start, read the runtime and link, and per line of the model's own.
-COMPILE_SECONDS = 0.25
-LINE_SECONDS = 1.5e-3
+# How long a compiler takes, on one core of 2023: to start, read the runtime and link, and per line.
+COMPILE_SECONDS = 0.2
+LINE_SECONDS = 3e-4
+# Full optimisation of a long text takes longer than its square (8800 lines: 8.7 s, and 2.0 s the quick way).
+QUICK_LINES = 3000
 
 
 def compile_graph(graph: GraphModule, *example: torch.Tensor, worth: float = float("inf")) -> "NativeFunction":
@@ -49,10 +52,12 @@ def compile_graph(graph: GraphModule, *example: torch.Tensor, worth: float = flo
     lowered = lower(graph, example)
     single = any(t.dtype == torch.float32 for t in example)
     source = emit(lowered, single=single)
-    expected = COMPILE_SECONDS + LINE_SECONDS * source.count("\n")
-    if expected > worth and not is_built(source):
+    lines = source.count("\n")
+    quick = lines > QUICK_LINES
+    expected = COMPILE_SECONDS + LINE_SECONDS * lines
+    if expected > worth and not is_built(source, quick=quick):
         raise NotWorthIt(f"compiling would take {expected:.1f} s and save {worth:.1f} s")
-    return NativeFunction(lowered, source, single=single)
+    return NativeFunction(lowered, build(source, quick=quick), single=single)
 
 
 class NotWorthIt(Exception):  # noqa: N818 - a choice rather than an error
@@ -71,9 +76,9 @@ class NativeFunction:
         The function that nutpie calls, for graphs from a point to (gradient, value); else None.
     """
 
-    def __init__(self, lowered: Lowered, source: str, *, single: bool) -> None:
+    def __init__(self, lowered: Lowered, library: Path, *, single: bool) -> None:
         self._real = np.dtype(np.float32 if single else np.float64)
-        self._library = ctypes.CDLL(str(build(source)))
+        self._library = ctypes.CDLL(str(library))
         self._constants = [value for _, _, value in lowered.constants]  # kept alive
         self._table = (ctypes.c_void_p * max(1, len(self._constants)))(*(t.data_ptr() for t in self._constants))
         self._input_shapes = [v.shape for v in lowered.inputs]

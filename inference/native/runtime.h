@@ -141,6 +141,10 @@ static double ppl_lgamma(double x) {
 
 INLINE double ppl_xlogy(double x, double y) { return y != y ? y : (x == 0.0 ? 0.0 : x * ppl_log(y)); }
 
+// For the few elements that are computed one by one: called, not copied into place, which halves the time to compile.
+#define ONE(name) static __attribute__((noinline)) double name##_one(double x) { return name(x); }
+ONE(ppl_exp) ONE(ppl_expm1) ONE(ppl_log) ONE(ppl_log1p) ONE(ppl_tanh) ONE(ppl_sigmoid)
+
 // The number types that generated code uses; single precision goes through double, which costs little and is exact.
 template <class T> INLINE T ppl_max(T a, T b) { return (b > a || b != b) ? b : a; }   // NaN is passed on
 template <class T> INLINE T ppl_min(T a, T b) { return (b < a || b != b) ? b : a; }
