@@ -25,6 +25,9 @@ UNKNOWN_STEPS = 3000
 # What native code saves: an operation of a recorded graph takes about 2 us in Python, the optimiser 40 us per parameter
 # tensor. (Counted rather than timed, so that equal seeds choose equally.)
 SECONDS_PER_OPERATION, SECONDS_PER_PARAM = 2e-6, 4e-5
+# Less than these seconds is not worth a look into the cache of compiled code; and whether another process has filled it
+# in the meantime would show in the last digits.
+MIN_WORTH = 0.2
 
 
 class Choice(NamedTuple):
@@ -66,8 +69,10 @@ def choose_steps(
     graph = GraphSteps(recorded, most, stepper)
     if backend == "python":
         return Choice(graph, "")
+    worth = float("inf") if backend == "native" else expected * _python_seconds(recorded)
+    if worth < MIN_WORTH:
+        return Choice(graph, "")
     try:
-        worth = float("inf") if backend == "native" else expected * _python_seconds(recorded)
         return Choice(_native(recorded, stepper.adam(), most, worth=worth), "")
     except NotWorthIt:
         return Choice(graph, "")

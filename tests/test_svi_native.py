@@ -23,7 +23,7 @@ from inference.elbo import make_elbo
 from inference.graph import BATCHABLE_DRAWS, random_nodes
 from inference.guides import check_guide, make_guide, samples_discrete
 from inference.isolation import isolated
-from inference.native.compiler import find_compiler
+from inference.native.compiler import find_compiler, num_compilations
 from inference.optimise import AdamRates, make_stepper
 from inference.sites import read_sites
 from inference.stopping import Stages
@@ -374,8 +374,10 @@ def test_few_steps_are_not_worth_the_trouble(tmp_path, monkeypatch):
     assert ways == ["Trace_ELBO, eager Pyro", "Trace_ELBO, recorded graph"]
     if find_compiler() is not None:
         fit(schools, SCHOOLS, SVI(num_steps=400, backend="native", **SMALL), seed=1)
-        again = fit(schools, SCHOOLS, SVI(num_steps=400, **SMALL), seed=2)  # compiled before, so it costs nothing
+        before = num_compilations()
+        again = fit(schools, SCHOOLS, SVI(num_steps=400, **SMALL), seed=2)
         assert again.state["backend"] == "Trace_ELBO, native"
+        assert num_compilations() == before  # compiled before, so it costs nothing
 
 
 def test_an_unknown_backend_is_refused():
