@@ -25,8 +25,9 @@ MAX_FRESH_NUMBERS = 2**24
 # Starts agree when the best two bounds differ by less than this, in nats, plus two standard errors.
 AGREEMENT = 0.1
 BACKENDS = ("auto", "native", "python")
-# Gradients of a fit, to estimate whether compiling pays: some 5000, which in batches cost a fifth of single ones.
-TYPICAL_GRADIENTS = 1000
+# Gradients of a fit, to estimate whether compiling pays, now or when the library is next found in the cache: some 5000,
+# which in batches cost less than single ones.
+TYPICAL_GRADIENTS = 2500
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

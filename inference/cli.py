@@ -25,6 +25,7 @@ from inference.errors import InputError
 from inference.fit import Engine, Fit
 from inference.model_source import find_model
 from inference.native import cache
+from inference.nuts import BACKENDS
 from inference.output_files import make_folder, write_comparison, write_draws, write_fit
 from inference.request import Request, read_request
 from inference.storage import load_fit
@@ -68,7 +69,7 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    engines = parse_engines(arguments.engines, **_sizes(arguments))
+    engines = parse_engines(arguments.engines, **_settings(arguments))
     reference = reference_of(engines, arguments.reference)
     if len(engines) < 2:
         raise InputError("--engines: a comparison needs the reference and at least one more, for example auto,nuts")
@@ -101,6 +102,8 @@ def _fit(arguments: argparse.Namespace) -> int:
     else:
         print(table.map(format_number).to_string())
         print(f"\n{fit.status.message}\n{_seconds(fit)}")
+        for note in fit.notes:
+            print(f"Note: {note}.")
         _print_files(paths)
     return TRUSTED if fit.status.ok else NOT_TRUSTED
 
@@ -164,14 +167,14 @@ def _tree(fit: Fit, request: Request) -> xr.DataTree:
 
 
 def _one_engine(arguments: argparse.Namespace) -> tuple[str, Engine]:
-    engines = parse_engines(arguments.engine, **_sizes(arguments))
+    engines = parse_engines(arguments.engine, **_settings(arguments))
     if len(engines) != 1:
         raise InputError(f"--engine: expected one engine, got {', '.join(engines)}")
     return next(iter(engines.items()))
 
 
-def _sizes(arguments: argparse.Namespace) -> dict[str, int | None]:
-    return {key: getattr(arguments, key) for key in ("num_samples", "num_warmup", "num_chains")}
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(arguments, key) for key in ("num_samples", "num_warmup", "num_chains", "backend")}
 
 
 def _known_models() -> dict[str, Any]:
@@ -300,6 +303,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-samples", type=_whole(1), metavar="N", help="draws per chain")
     parser.add_argument("--num-warmup", type=_whole(1), metavar="N", help="warm-up draws per chain, NUTS only")
     parser.add_argument("--num-chains", type=_whole(1), metavar="N", help="chains")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, metavar="B", help=f"how densities run: {', '.join(BACKENDS)} (default auto)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout, for machines")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars, not even on a terminal")
 

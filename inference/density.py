@@ -1,7 +1,6 @@
 """A Pyro model and its data as one flat, unconstrained log density, with gradient, one point or many at a time."""
 
 import logging
-import time
 from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any
@@ -17,7 +16,7 @@ from torch.fx import GraphModule
 
 from inference.errors import InputError, one_line
 from inference.fingerprint import Unknown, fingerprint
-from inference.graph import batched, loop, map_draws, second, widest
+from inference.graph import batched, loop, map_draws, python_seconds, second, widest
 from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_graph
 from inference.recorded import Inputs, bound_graph
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
@@ -31,8 +30,6 @@ VERIFY_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 # A recording that was made for other data must do better, since it repeats Pyro's own operations: the model may have
 # changed in a way that is small beside a sum over many data.
 KEPT_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
-# Native code saves nearly all of the time that the recorded graph takes on small models, and half on large ones.
-NATIVE_SAVES = 0.5
 # Points tried per chain before the model is declared to have no finite starting point (Stan and Pyro use 100, too).
 START_ATTEMPTS = 100
 
@@ -139,9 +136,7 @@ class Density:
         if self.graph is None or self.native is not None:
             return
         point = self._workable[0][0]
-        begin = time.perf_counter()
-        self.graph(point)
-        worth = NATIVE_SAVES * num_gradients * (time.perf_counter() - begin)
+        worth = num_gradients * python_seconds(self.graph)
         try:
             native = compile_graph(self.graph, point, worth=worth)
             self._compare(*native.batch(self._workable[0].numpy()), tolerance=VERIFY_TOLERANCE[self.dtype])

@@ -1,5 +1,6 @@
 """The engines as the command line names them: ``nuts``, ``nuts:low_rank``, ``auto``, ``svi:GUIDE`` and so on."""
 
+from dataclasses import replace
 from typing import Any
 
 from inference.autovi import AutoVI
@@ -11,7 +12,7 @@ from inference.svi import SVI
 # NUTS on the command line is mostly a reference for others, which a few divergences disqualify: shorter steps, a third
 # more of them, avoid most.
 TARGET_ACCEPT = 0.9
-KNOWN = "nuts, nuts:low_rank, nuts:pyro, auto, svi, svi:GUIDE"
+KNOWN = "nuts, nuts:low_rank, nuts:native, nuts:python, nuts:pyro, auto, svi, svi:GUIDE"
 
 
 def parse_engines(
@@ -20,6 +21,7 @@ def parse_engines(
     num_samples: int | None = None,
     num_warmup: int | None = None,
     num_chains: int | None = None,
+    backend: str | None = None,
 ) -> dict[str, Any]:
     """Make the engines that a comma-separated list names, keyed by their names.
 
@@ -29,6 +31,8 @@ def parse_engines(
         As in ``auto,nuts,svi:normal``.
     num_samples, num_warmup, num_chains
         Passed to the engines; None leaves an engine's own default. Warm-up concerns NUTS only.
+    backend
+        How the engines run whose names do not say it, as in ``nuts:pyro``.
 
     Raises
     ------
@@ -46,7 +50,17 @@ def parse_engines(
     sizes = {"num_samples": num_samples, "num_chains": num_chains}
     sizes = {key: value for key, value in sizes.items() if value is not None}
     warmup = {} if num_warmup is None else {"num_warmup": num_warmup}
-    return {name: _make(name, sizes, warmup) for name in listed}
+    made = {name: _make(name, sizes, warmup) for name in listed}
+    return made if backend is None else {name: _running_on(backend, name, engine) for name, engine in made.items()}
+
+
+def _running_on(backend: str, name: str, engine: Any) -> Any:
+    if engine.backend != "auto":  # its name says so
+        return engine
+    try:
+        return replace(engine, backend=backend)
+    except InputError as error:
+        raise InputError(f"--backend {backend}: engine '{name}' has none ({error})") from error
 
 
 def _make(name: str, sizes: dict[str, int], warmup: dict[str, int]) -> Any:
@@ -63,7 +77,13 @@ def _make(name: str, sizes: dict[str, int], warmup: dict[str, int]) -> Any:
 
 
 def _nuts_variant(name: str, variant: str) -> dict[str, str]:
-    variants = {"": {}, "low_rank": {"adaptation": "low_rank"}, "pyro": {"backend": "pyro"}}
+    variants = {
+        "": {},
+        "low_rank": {"adaptation": "low_rank"},
+        "native": {"backend": "native"},
+        "python": {"backend": "python"},
+        "pyro": {"backend": "pyro"},
+    }
     if variant not in variants:
         raise InputError(f"engine '{name}': not known; known are {KNOWN}")
     return variants[variant]

@@ -189,10 +189,11 @@ def _costs(comparison: "Comparison") -> str:
                 "" if name == comparison.reference else f"{format_number(row['speed_up'])} ×",
                 f"{int(row['num_gradients']):,}".replace(",", " "),
                 format_number(row["gradients_per_effective_draw"]),
+                comparison.fits[name].state["backend"],
                 cost_parts(row),
             ]
         )
-    headings = ["fit", "time", "speed-up", "gradients", "per effective draw", "parts"]
+    headings = ["fit", "time", "speed-up", "gradients", "per effective draw", "ran on", "parts"]
     return f"<section><h2>Cost</h2>{_grid(headings, rows)}</section>"
 
 

@@ -46,7 +46,7 @@ def comparison_text(comparison: "Comparison") -> str:
         lines += [f"{title}: {comparison.fits[name].engine!r}", ""]
         lines += [*_candidate_table(comparison, name), *_wrapped(candidate_facts(comparison, name)), ""]
     lines += [_cost_table(comparison), ""]
-    for remark in comparison.remarks:
+    for remark in [*engine_notes(comparison), *comparison.remarks]:
         lines += [*wrap(remark), ""]
     lines += [f"Reference {comparison.reference}: {comparison.reference_verdict}", ""]
     for name, verdict in comparison.verdicts.items():
@@ -114,10 +114,21 @@ def _cost_table(comparison: "Comparison") -> str:
                 f"{int(row['num_gradients'])}",
                 format_number(row["gradients_per_effective_draw"]),
                 "" if name == comparison.reference else f"{format_number(row['speed_up'])} x",
+                comparison.fits[name].state["backend"],
                 cost_parts(row),
             ]
         )
-    return format_table(["cost", "time", "gradients", "per effective draw", "speed-up", "parts"], rows, left=(0, 5))
+    headings = ["cost", "time", "gradients", "per effective draw", "speed-up", "ran on", "parts"]
+    return format_table(headings, rows, left=(0, 5, 6))
+
+
+def engine_notes(comparison: "Comparison") -> list[str]:
+    """List what the engines remark on how they ran; a remark that several make stands once."""
+    makers: dict[str, list[str]] = {}
+    for name, fit in comparison.fits.items():
+        for note in fit.notes:
+            makers.setdefault(note, []).append(name)
+    return [f"{', '.join(names)}: {note}." for note, names in makers.items()]
 
 
 def format_seconds(seconds: float) -> str:

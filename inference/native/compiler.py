@@ -135,12 +135,6 @@ def build(source: str, *, quick: bool = False) -> Path:
     return library
 
 
-def is_built(source: str, *, quick: bool = False) -> bool:
-    """Whether `build` would find a library of this source."""
-    compiler = find_compiler()
-    return compiler is not None and cache.find(f"ppl-{_key(source, compiler, quick=quick)}.so") is not None
-
-
 def find_compiler() -> Compiler | None:
     """Find a compiler: the one that ``CXX`` names, or else g++, clang++ or c++ on the path; None without one."""
     if os.name == "nt":

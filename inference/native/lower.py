@@ -21,6 +21,7 @@ from inference.native.values import (
     Tensor,
     Unsupported,
     Value,
+    empty,
     literal,
     shaped,
     whole_tensor,
@@ -197,5 +198,7 @@ def _meta(x: Tensor) -> torch.Tensor:
 def _as_tensor(base: Value | Literal, seen: torch.Tensor) -> Tensor:
     if isinstance(base, Literal):
         return literal(base.number, tuple(seen.shape))
+    if 0 in seen.shape:
+        return empty(tuple(seen.shape), base.dtype)
     strides = tuple(0 if n == 1 else s for n, s in zip(seen.shape, seen.stride(), strict=True))
     return Tensor(base, tuple(seen.shape), strides, seen.storage_offset())

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from inference.native.values import BOOL, INT, REAL, Literal, Program, Tensor, Unsupported, Value, literal
+from inference.native.values import BOOL, INT, REAL, Literal, Program, Tensor, Unsupported, Value, empty, literal
 
 
 class Translator:
@@ -31,9 +31,11 @@ class Translator:
 
     def constant(self, name: str, value: torch.Tensor) -> Tensor:
         """Hand in a constant where it lies in memory, with its own strides."""
+        value = value.detach().resolve_neg()
         if value.numel() == 0:
-            raise Unsupported("an empty tensor")
-        value = value.detach()
+            return empty(value.shape, self.dtype(value.dtype))
+        if value._is_zerotensor():  # has no memory
+            return self.cast(literal(0, value.shape), self.dtype(value.dtype))
         made = self.program.value(
             "constant", name, (), (), shape=tuple(value.shape), dtype=self.dtype(value.dtype), detail=value.stride()
         )

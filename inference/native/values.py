@@ -197,9 +197,11 @@ class Program:
             self._known[key] = made
         return self._known[key]
 
-    def pointwise(self, op: str, *operands: Tensor, dtype: str, gather: bool = False) -> Tensor:
+    def pointwise(self, op: str, *operands: Tensor, dtype: str) -> Tensor:
         """Apply an operation element by element, over the dims along which some operand varies."""
         shape = broadcast([t.shape for t in operands])
+        if 0 in shape:
+            return empty(shape, dtype)
         if all(isinstance(t.source, Literal) for t in operands) and op in _FOLDS:
             return literal(_typed(_FOLDS[op](*(t.source.number for t in operands)), dtype), shape)
         neutral = _neutral(op, operands)
@@ -217,6 +219,8 @@ class Program:
         """Sum, multiply, or take extremes over dims."""
         rank = len(tensor.shape)
         dims = [d % rank for d in dims] if rank else []
+        if 0 in tensor.shape:
+            return self._reduce_nothing(op, tensor, dims, keepdim=keepdim)
         repeated = [d for d in dims if tensor.strides[d] == 0 or isinstance(tensor.source, Literal)]
         looped = [d for d in dims if d not in repeated and tensor.shape[d] > 1]
         shape = [1 if d in dims else n for d, n in enumerate(tensor.shape)]
@@ -234,6 +238,8 @@ class Program:
         if count != 1 and op == "sum":
             number = _typed(count, tensor.dtype)
             result = self.pointwise("mul", result, literal(number, ()), dtype=tensor.dtype)
+        elif count != 1 and op == "prod" and tensor.dtype == INT:
+            raise Unsupported("the product of an integer repeated along a dim")
         elif count != 1 and op == "prod":
             result = self.pointwise("pow", result, literal(float(count), ()), dtype=tensor.dtype)
         if keepdim:
@@ -241,6 +247,12 @@ class Program:
         left = [d for d in range(rank) if d not in dims]
         return Tensor(result.source, tuple(result.shape[d] for d in left), tuple(result.strides[d] for d in left),
                       result.offset)  # fmt: skip
+
+    def _reduce_nothing(self, op: str, tensor: Tensor, dims: Sequence[int], *, keepdim: bool) -> Tensor:
+        if any(tensor.shape[d] == 0 for d in dims) and op not in EMPTY:
+            raise Unsupported(f"the {op} of an empty tensor")
+        shape = [1 if d in dims else n for d, n in enumerate(tensor.shape) if keepdim or d not in dims]
+        return literal(_typed(EMPTY.get(op, 0), tensor.dtype), shape)
 
     def whole(self, tensor: Tensor) -> Value:
         """Give a value whose storage is this tensor in row-major order."""
@@ -253,6 +265,8 @@ class Program:
 
     def call(self, function: str, inputs: Sequence[Tensor], shape: Sequence[int], **more: Any) -> Tensor:
         """Run a function of the runtime on whole buffers, giving one buffer."""
+        if any(0 in t.shape for t in inputs):
+            raise Unsupported(f"{function} of an empty tensor")
         values = [self.whole(t) for t in inputs]
         args = [Access(v, contiguous(v.shape), 0) for v in values]
         made = self.value("call", function, args, (), shape=shape, dtype=more.pop("dtype", REAL), detail=more)
@@ -279,12 +293,18 @@ class Program:
         self, shape: Sequence[int], pieces: Sequence[tuple[Tensor, tuple[int, ...], int]], dtype: str
     ) -> Tensor:
         """Copy pieces into a new buffer, one after another; each with the strides and offset of its place."""
+        if 0 in shape:
+            return empty(shape, dtype)
         args, places = [], []
         for tensor, strides, offset in pieces:
             source = tensor.source
             args.append(source if isinstance(source, Literal) else Access(source, tensor.strides, tensor.offset))
             places.append((tuple(tensor.shape), tuple(strides), offset))
         return whole_tensor(self.value("assemble", "copy", args, (), shape=shape, dtype=dtype, detail=tuple(places)))
+
+
+# What a reduction of nothing gives.
+EMPTY = {"sum": 0, "prod": 1, "any": 0, "all": 1}
 
 
 def _typed(number: Any, dtype: str) -> Any:
@@ -294,6 +314,11 @@ def _typed(number: Any, dtype: str) -> Any:
 def literal(number: float, shape: Sequence[int]) -> Tensor:
     """Make a tensor that holds one known number everywhere."""
     return Tensor(Literal(number), tuple(shape), (0,) * len(shape))
+
+
+def empty(shape: Sequence[int], dtype: str) -> Tensor:
+    """Make a tensor without elements, of which nothing needs to be computed."""
+    return literal(_typed(0, dtype), shape)
 
 
 def whole_tensor(value: Value) -> Tensor:
@@ -308,8 +333,6 @@ def loop_dims(operands: Sequence[Tensor], shape: Sequence[int]) -> tuple[list[in
         for d, n in enumerate(shape)
         if n != 1 and any(t.strides[d] != 0 and not isinstance(t.source, Literal) for t in operands)
     ]
-    if any(n == 0 for n in shape):
-        raise Unsupported("an empty tensor")
     widest = max(operands, key=lambda t: sum(t.strides[d] != 0 for d in varying))
     known = sorted((d for d in varying if widest.strides[d]), key=lambda d: -abs(widest.strides[d]))
     waiting = iter(known)
