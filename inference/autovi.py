@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from inference.density import Density
+from inference.devices import check_device
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, base_draws, elbo, fit_gaussian, gaussian_draws
@@ -52,6 +53,9 @@ class AutoVI:
         ``"auto"``: native, unless compiling would take longer than it saves.
     dtype
         Precision of the density, ``"float64"`` or ``"float32"``; rounding limits how far L-BFGS can descend.
+    device
+        Where batches of the recorded density are evaluated: ``"cpu"``, or ``"cuda"`` for large data on a GPU (native
+        code is for the CPU).
 
     Notes
     -----
@@ -66,12 +70,14 @@ class AutoVI:
     num_starts: int = 4
     backend: str = "auto"
     dtype: str = "float64"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name, least in (("num_samples", 4), ("num_chains", 1), ("num_starts", 1)):
             check_count(name, getattr(self, name), least=least)
         check_choice("backend", self.backend, BACKENDS)
         check_choice("dtype", self.dtype, DTYPES)
+        check_device(self.device)
 
     __repr__ = short_repr
 
@@ -85,7 +91,8 @@ class AutoVI:
         density = problem.density
         setup = time.perf_counter() - begin
         begin = time.perf_counter()
-        if self.backend != "python":
+        density.move(torch.device(self.device))
+        if self.backend != "python" and density.device.type == "cpu":
             density.compile(TYPICAL_GRADIENTS if self.backend == "auto" else np.inf)
         compilation = time.perf_counter() - begin
         density.num_gradients = 0

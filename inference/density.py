@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
 from torch.fx import GraphModule
 
+from inference.devices import moved
 from inference.errors import InputError, one_line
 from inference.fingerprint import Unknown, fingerprint
 from inference.graph import batched, loop, map_draws, python_seconds, second, widest
@@ -118,11 +119,14 @@ class Density:
         self.reason = ""
         self.graph: GraphModule | None = None
         self.native: NativeFunction | None = None
+        self.device = torch.device("cpu")
         self._record(self.flatten(start))
 
     @property
     def backend(self) -> str:
         """Name of the way in which the density is evaluated."""
+        if self.device.type != "cpu":
+            return f"graph on {self.device}"
         return "eager" if self.graph is None else "graph" if self.native is None else "native"
 
     def compile(self, num_gradients: float = np.inf) -> None:
@@ -149,6 +153,25 @@ class Density:
             logger.info(self.reason)
         else:
             self.native = native
+
+    def move(self, device: torch.device) -> None:
+        """Evaluate batches on a device, verified against eager Pyro; keep ``reason`` where that cannot be done."""
+        if self.graph is None or device.type == "cpu":
+            return
+        here = moved(self.graph, device)
+        numbers = widest(self.graph)
+        many, values = batched(here, numbers=numbers), batched(second(here), numbers=numbers)
+
+        def gradients(points: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(result.cpu() for result in many(points.to(device)))
+
+        try:
+            self._compare(*gradients(self._workable[0]), tolerance=VERIFY_TOLERANCE[self.dtype])
+        except Exception as error:  # an operation that the device lacks, too little memory
+            self.reason = f"batches run on the CPU, since they failed on {device} ({one_line(error)})"
+        else:
+            self.device, self._many = device, gradients
+            self._values = lambda points: values(points.to(device)).cpu()
 
     def unflatten(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         """Split one vector (D,) into unconstrained values by site."""
