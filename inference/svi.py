@@ -26,10 +26,11 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # A plateau of the loss is believed only if shifting and rescaling the draws, estimated from this many, would not gain
 # more nats than this: KL 0.5 is the distance of a mean that is off by one standard deviation.
 MAX_UNUSED_GAIN, GAIN_DRAWS = 0.5, 1000
-# Gradients of the density that finding a start for a guide by name takes: 150 for eight schools, 1000 for 90 groups.
+# Finding a start for a guide by name takes 150 gradients of the density for eight schools and 1000 for 90 groups;
+# weighing and checking the draws, in batches, takes as long as about 500.
 # Fits of fewer steps than the second number leave the cache of compiled code alone: whether another process has filled
 # it in the meantime would show in the last digits.
-START_GRADIENTS, LONG_FIT = 300, 1000
+TYPICAL_GRADIENTS, LONG_FIT = 1000, 1000
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -136,7 +137,10 @@ class SVI:
         status = loop.optimise()
         optimisation = time.perf_counter() - begin
         begin = time.perf_counter()
-        density = density or _density(sites)
+        if density is None:
+            density = _density(sites)
+            compilation += self._compile(density)
+            begin = time.perf_counter()
         drawn = self._draw(guide, sites, density, seed=problem.seed)
         return Run(
             draws=drawn.draws,
@@ -159,12 +163,12 @@ class SVI:
         )
 
     def _compile(self, density: Density | None) -> float:
-        """Compile the density where that pays for finding a start; return the seconds that it took."""
+        """Compile the density where that pays; return the seconds that it took."""
         begin = time.perf_counter()
         if density is not None and self.backend == "native":
             density.compile()
         elif density is not None and self.backend == "auto" and (self.num_steps or MAX_STEPS) >= LONG_FIT:
-            density.compile(START_GRADIENTS)
+            density.compile(TYPICAL_GRADIENTS)
         return time.perf_counter() - begin
 
     def _stepper(self) -> TorchStepper | PyroStepper:
