@@ -1,20 +1,19 @@
 """One gradient of the log density: native code, recorded graph, eager Pyro; and how its cost grows with the data.
 
-Usage: python -m benchmarks.gradient [--models schools ...] [--out docs/FILE.md] [--largest 1000000] [--no-growth]
+Usage: python -m benchmarks.gradient [--models schools ...] [--largest 1000000] [--no-growth] [--out docs/benchmarks.md]
 """
 
-import argparse
 import ctypes
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks import machine
+from benchmarks.command import parser, publish
 from benchmarks.models import CASES, Case, hmm_case, logistic_case
 from benchmarks.tables import markdown, number
 from inference.density import Density
@@ -156,14 +155,11 @@ def table(first: str, cases: dict[str, Case], *, per: str = "", sizes: tuple[int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--largest", type=int, default=ROWS[-1], help="most rows of the logistic regression")
-    parser.add_argument("--no-growth", action="store_true", help="only the seven models")
-    parser.add_argument("--out", type=Path, help="write the tables here, too")
-    arguments = parser.parse_args()
+    arguments_parser = parser(__doc__)
+    arguments_parser.add_argument("--largest", type=int, default=ROWS[-1], help="most rows of the logistic regression")
+    arguments_parser.add_argument("--no-growth", action="store_true", help="only the seven models")
+    arguments = arguments_parser.parse_args()
     parts = [
-        f"`python -m benchmarks.gradient {' '.join(sys.argv[1:])}`".replace(" `", "`"),
         machine.described(),
         "Microseconds per gradient, the least of several blocks: compiled code called from C; `Density.grad` on 64 "
         "points, per point; `Density.value_and_grad`; the Pyro model itself under autograd.",
@@ -179,9 +175,7 @@ def main() -> None:
             "### Hidden Markov model, T=200\n\n" + table("", chains, per="state", sizes=STATES),
             "### Hidden Markov model, K=3\n\n" + table("", series, per="step", sizes=STEPS),
         ]
-    print("\n\n".join(parts))
-    if arguments.out:
-        arguments.out.write_text("\n\n".join(parts) + "\n")
+    publish("gradient", parts, arguments.out)
 
 
 if __name__ == "__main__":

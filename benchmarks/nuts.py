@@ -5,20 +5,16 @@ another, with empty caches. Prints Markdown. A peer that cannot be installed bes
 environment of its own (``--python stan=/path/to/python``).
 
 Usage: python -m benchmarks.nuts [--models schools hmm ...] [--peers ours numpyro ...] [--repeats 3]
-       [--out docs/FILE.md] [--reuse DIR] [--again ours] [--time-limit 300]
+       [--out docs/benchmarks.md] [--reuse DIR] [--again ours] [--time-limit 300]
 """
 
-import argparse
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
-from benchmarks.measure import Bench, compared
+from benchmarks.command import bench_of, peers_parser, publish
+from benchmarks.measure import compared
 from benchmarks.models import CASES
-from benchmarks.peers import TITLES, VARIANTS, module
+from benchmarks.peers import TITLES, VARIANTS
 from benchmarks.startup import startup_table
 from benchmarks.tables import Measured, disagreements, number, peer_table, ratio_table, summarise
 
@@ -75,47 +71,19 @@ def report(results: Mapping[tuple[str, str, int], dict[str, Any]], models: list[
     return f"{text}\n\n{DEFINITIONS.strip()}\n\n" + "\n".join(f"- {note}" for note in notes)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--peers", nargs="+", default=list(TITLES), choices=list(TITLES))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the tables here, too")
-    parser.add_argument("--reuse", type=Path, help="folder of raw results: what is found there is not run again")
-    parser.add_argument("--again", nargs="+", default=[], help="peers to run although results are found")
-    parser.add_argument("--python", nargs="+", default=[], metavar="PEER=PATH", help="interpreter of a peer")
-    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds for one run")
-    parser.add_argument("--no-startup", action="store_true", help="leave out the start-up times of ours")
-    return parser.parse_args()
-
-
-def installed(peers: list[str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Give the interpreters of the peers that are installed, and the names of those that are not."""
-    pythons = {peer: own.get(peer, sys.executable) for peer in peers}
-    absent = [peer for peer, python in pythons.items() if not machine.has(python, module(peer).REQUIRES)]
-    return {peer: python for peer, python in pythons.items() if peer not in absent}, absent
-
-
 def main() -> None:
-    arguments = parse()
-    pythons, absent = installed(arguments.peers, dict(pair.split("=", 1) for pair in arguments.python))
-    folder = arguments.reuse or Path(tempfile.mkdtemp(prefix="ppl-benchmarks-"))
-    bench = Bench(folder=folder, pythons=pythons, limit=arguments.time_limit, again=tuple(arguments.again))
+    parser = peers_parser(__doc__, models=CASES, peers=TITLES)
+    parser.add_argument("--no-startup", action="store_true", help="leave out the start-up times of ours")
+    arguments = parser.parse_args()
+    bench, head = bench_of(arguments)
     results = {
         (model, peer, seed): bench.run("nuts", model, peer, str(seed), {"seed": seed})
-        for model, peer, seed in plan(arguments.models, list(pythons), arguments.repeats)
+        for model, peer, seed in plan(arguments.models, list(bench.pythons), arguments.repeats)
     }
-    text = [
-        f"`python -m benchmarks.nuts {' '.join(sys.argv[1:])}`".replace(" `", "`"),
-        machine.described(pythons),
-        f"Repeats: {arguments.repeats}. Absent: {', '.join(absent) or 'none'}. Raw results: {folder}.",
-        report(results, arguments.models),
-    ]
-    if "ours" in pythons and not arguments.no_startup:
-        text.append(f"### From nothing to a posterior of eight schools\n\n{startup_table()}")
-    print("\n\n".join(text))
-    if arguments.out:
-        arguments.out.write_text("\n\n".join(text) + "\n")
+    parts = [head, report(results, arguments.models)]
+    if "ours" in bench.pythons and not arguments.no_startup:
+        parts.append(f"### From nothing to a posterior of eight schools\n\n{startup_table()}")
+    publish("nuts", parts, arguments.out)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,21 @@
 
 Adam, one particle, float64. Each run of the first tables is a process of its own. Prints Markdown.
 
-Usage: python -m benchmarks.svi [--models schools ...] [--peers ours numpyro ...] [--repeats 3] [--out docs/FILE.md]
-       [--reuse DIR] [--again ours] [--no-bounds]
+Usage: python -m benchmarks.svi [--models schools ...] [--peers ours numpyro ...] [--repeats 3] [--reuse DIR]
+       [--again ours] [--out docs/benchmarks.md] [--no-bounds]
 """
 
-import argparse
 import sys
-import tempfile
 import time
 from collections import defaultdict
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks import machine
+from benchmarks.command import bench_of, peers_parser, publish
 from benchmarks.measure import Bench
 from benchmarks.models import CASES
-from benchmarks.nuts import installed
 from benchmarks.peers import SVI_VARIANTS, TITLES
 from benchmarks.tables import geometric_mean, markdown, number
 
@@ -116,42 +112,25 @@ def _bound(model: str, engine: Any, seed: int) -> tuple[float, float, int]:
     return float(result.stats["log_weight"].mean()), seconds, result.num_gradients
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(CASES))
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the tables here, too")
-    parser.add_argument("--reuse", type=Path, help="folder of raw results: what is found there is not run again")
-    parser.add_argument("--again", nargs="+", default=[], help="peers to run although results are found")
-    parser.add_argument("--python", nargs="+", default=[], metavar="PEER=PATH", help="interpreter of a peer")
-    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds for one run")
-    parser.add_argument("--no-bounds", action="store_true", help="leave out the times to a good bound")
-    return parser.parse_args()
-
-
 def main() -> None:
-    arguments = parse()
-    pythons, absent = installed(arguments.peers, dict(pair.split("=", 1) for pair in arguments.python))
-    folder = arguments.reuse or Path(tempfile.mkdtemp(prefix="ppl-benchmarks-"))
-    bench = Bench(folder=folder, pythons=pythons, limit=arguments.time_limit, again=tuple(arguments.again))
-    times, notes = microseconds(bench, arguments.models, list(pythons), arguments.repeats)
-    parts = [
-        f"`python -m benchmarks.svi {' '.join(sys.argv[1:])}`".replace(" `", "`"),
-        machine.described(pythons),
-        f"Repeats: {arguments.repeats} (medians). Absent: {', '.join(absent) or 'none'}. Raw results: {folder}.",
-    ]
+    parser = peers_parser(__doc__, models=MODELS, peers=PEERS)
+    parser.add_argument("--no-bounds", action="store_true", help="leave out the times to a good bound")
+    arguments = parser.parse_args()
+    bench, head = bench_of(arguments)
+    peers = list(bench.pythons)
+    times, notes = microseconds(bench, arguments.models, peers, arguments.repeats)
+    parts = [head]
     for guide, title in GUIDES.items():
-        table = step_table(times, guide, arguments.models, list(pythons))
+        table = step_table(times, guide, arguments.models, peers)
         parts.append(f"### {title} SVI, microseconds per step\n\n{table}")
     parts.append("\n".join(f"- {note}" for note in notes))
-    if "ours" in pythons and not arguments.no_bounds:
-        head = f"### Seconds to within {GOOD} nats of the best bound\n\nIn brackets: how far below the best it stopped."
-        parts.append(f"{head} Setup is included; recordings and libraries of earlier rows may be reused.")
+    if "ours" in peers and not arguments.no_bounds:
+        title = (
+            f"### Seconds to within {GOOD} nats of the best bound\n\nIn brackets: how far below the best it stopped."
+        )
+        parts.append(f"{title} Setup is included; recordings and libraries of earlier rows may be reused.")
         parts.append(bound_table(arguments.models, seed=1))
-    print("\n\n".join(parts))
-    if arguments.out:
-        arguments.out.write_text("\n\n".join(parts) + "\n")
+    publish("svi", parts, arguments.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from benchmarks import machine, nuts, peers, svi, tables
+from benchmarks import command, machine, nuts, peers, svi, tables
 from benchmarks.check import TOLERANCE, largest_difference, pyro_density
 from benchmarks.measure import Bench, compared, differences, flat
 from benchmarks.models import CASES, hmm_case, logistic_case
@@ -67,7 +67,7 @@ def test_absent_peers_are_told_from_installed_ones(monkeypatch):
     assert machine.has(sys.executable, ("numpy", "torch"))
     assert not machine.has(sys.executable, ("numpy", "no_such_module"))
     monkeypatch.setattr(import_module("benchmarks.peers.with_pymc"), "REQUIRES", ("no_such_module",))
-    pythons, absent = nuts.installed(["ours", "pymc+nutpie"], {})
+    pythons, absent = command.installed(["ours", "pymc+nutpie"], {})
     assert (list(pythons), absent) == (["ours"], ["pymc+nutpie"])
 
 
@@ -164,3 +164,11 @@ def test_svi_table_says_how_much_faster_ours_is():
     lines = svi.step_table(times, "normal", ["schools"], ["ours", "pyro"]).splitlines()
     assert lines[-2] == "| Pyro / ours | 1 000 | **1 000** |"
     assert lines[-1] == "| NumPyro / ours | – | **–** |"
+
+
+def test_a_document_keeps_its_prose_when_a_section_is_replaced():
+    document = command.with_section("# Title\n\nProse.\n", "nuts", "old")
+    document = command.with_section(document, "svi", "other")
+    document = command.with_section(document, "nuts", "new")
+    assert [word in document for word in ("Prose.", "new", "other", "old")] == [True, True, True, False]
+    assert document.index("new") < document.index("other")
