@@ -20,7 +20,7 @@ from inference.nuts import check_count, check_number
 from inference.optimise import PyroStepper, TorchStepper, make_stepper
 from inference.sites import Sites
 from inference.svi_backends import BACKENDS, choose_steps
-from inference.svi_loop import MAX_STEPS, Loop, first_nonfinite
+from inference.svi_loop import Loop, first_nonfinite
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # A plateau of the loss is believed only if shifting and rescaling the draws, estimated from this many, would not gain
@@ -28,9 +28,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 MAX_UNUSED_GAIN, GAIN_DRAWS = 0.5, 1000
 # Finding a start for a guide by name takes 150 gradients of the density for eight schools and 1000 for 90 groups;
 # weighing and checking the draws, in batches, takes as long as about 500.
-# Fits of fewer steps than the second number leave the cache of compiled code alone: whether another process has filled
-# it in the meantime would show in the last digits.
-TYPICAL_GRADIENTS, LONG_FIT = 1000, 1000
+TYPICAL_GRADIENTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -165,10 +163,8 @@ class SVI:
     def _compile(self, density: Density | None) -> float:
         """Compile the density where that pays; return the seconds that it took."""
         begin = time.perf_counter()
-        if density is not None and self.backend == "native":
-            density.compile()
-        elif density is not None and self.backend == "auto" and (self.num_steps or MAX_STEPS) >= LONG_FIT:
-            density.compile(TYPICAL_GRADIENTS)
+        if density is not None and self.backend in ("auto", "native"):
+            density.compile(TYPICAL_GRADIENTS if self.backend == "auto" else np.inf)
         return time.perf_counter() - begin
 
     def _stepper(self) -> TorchStepper | PyroStepper:

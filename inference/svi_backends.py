@@ -8,6 +8,7 @@ import torch
 from pyro.infer import ELBO
 
 from inference.errors import one_line
+from inference.graph import python_seconds
 from inference.native import NotWorthIt, compile_graph
 from inference.optimise import AdamRates, PyroStepper, TorchStepper
 from inference.svi_graph import StepGraph, UntraceableError, check_same, record_step
@@ -22,12 +23,8 @@ BACKENDS = ("auto", "native", "python", "pyro")
 WORTH_RECORDING = 150
 # Without num_steps the plateau rule needs at least 2800 steps.
 UNKNOWN_STEPS = 3000
-# What native code saves: an operation of a recorded graph takes about 2 us in Python, the optimiser 40 us per parameter
-# tensor. (Counted rather than timed, so that equal seeds choose equally.)
-SECONDS_PER_OPERATION, SECONDS_PER_PARAM = 2e-6, 4e-5
-# Less than these seconds is not worth a look into the cache of compiled code; and whether another process has filled it
-# in the meantime would show in the last digits.
-MIN_WORTH = 0.2
+# What the optimiser takes per parameter tensor in Python.
+SECONDS_PER_PARAM = 4e-5
 
 
 class Choice(NamedTuple):
@@ -69,20 +66,14 @@ def choose_steps(
     graph = GraphSteps(recorded, most, stepper)
     if backend == "python":
         return Choice(graph, "")
-    worth = float("inf") if backend == "native" else expected * _python_seconds(recorded)
-    if worth < MIN_WORTH:
-        return Choice(graph, "")
+    step = python_seconds(recorded.graph) * recorded.particles + SECONDS_PER_PARAM * len(recorded.params)
+    worth = float("inf") if backend == "native" else expected * step
     try:
         return Choice(_native(recorded, stepper.adam(), most, worth=worth), "")
     except NotWorthIt:
         return Choice(graph, "")
     except Exception as error:
         return Choice(graph, _reason("no native code, so a recorded graph runs the steps", error))
-
-
-def _python_seconds(recorded: StepGraph) -> float:
-    operations = len(recorded.graph.graph.nodes) * recorded.particles
-    return SECONDS_PER_OPERATION * operations + SECONDS_PER_PARAM * len(recorded.params)
 
 
 def _native(recorded: StepGraph, rates: AdamRates | None, most: int, *, worth: float) -> Steps:

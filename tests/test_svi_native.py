@@ -23,7 +23,7 @@ from inference.elbo import make_elbo
 from inference.graph import BATCHABLE_DRAWS, random_nodes
 from inference.guides import check_guide, make_guide, samples_discrete
 from inference.isolation import isolated
-from inference.native.compiler import find_compiler, num_compilations
+from inference.native.compiler import find_compiler
 from inference.optimise import AdamRates, make_stepper
 from inference.sites import read_sites
 from inference.stopping import Stages
@@ -368,16 +368,12 @@ def test_other_optimisers_take_their_gradients_from_the_graph(options):
     assert "not a plain torch.optim.Adam" in result.notes[0]
 
 
-def test_few_steps_are_not_worth_the_trouble(tmp_path, monkeypatch):
-    monkeypatch.setenv("PPL_CACHE_DIR", str(tmp_path))
-    ways = [fit(schools, SCHOOLS, SVI(num_steps=n, **SMALL), seed=1).state["backend"] for n in (100, 400)]
-    assert ways == ["Trace_ELBO, eager Pyro", "Trace_ELBO, recorded graph"]
-    if find_compiler() is not None:
-        fit(schools, SCHOOLS, SVI(num_steps=400, backend="native", **SMALL), seed=1)
-        before = num_compilations()
-        again = fit(schools, SCHOOLS, SVI(num_steps=400, **SMALL), seed=2)
-        assert again.state["backend"] == "Trace_ELBO, native"
-        assert num_compilations() == before  # compiled before, so it costs nothing
+def test_few_steps_are_not_worth_the_trouble():
+    ways = {100: "eager Pyro", 200: "recorded graph", 5000: "native" if find_compiler() else "recorded graph"}
+    for num_steps, way in ways.items():
+        for _ in range(2):  # whatever the cache of compiled code holds: equal seeds take equal ways
+            result = fit(schools, SCHOOLS, SVI(num_steps=num_steps, **SMALL), seed=1)
+            assert result.state["backend"].startswith(f"Trace_ELBO, {way}")
 
 
 def test_an_unknown_backend_is_refused():
