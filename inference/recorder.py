@@ -24,6 +24,8 @@ _SAME_TENSOR = (aten.detach.default, aten.alias.default)
 _FILLED = {
     getattr(aten, name) for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 }
+# Operations on slices, and the position of their dim, start, end and step.
+_SLICES = {aten.slice.Tensor: 1, aten.slice_scatter.default: 2}
 _MASKS = (torch.bool, torch.uint8)
 
 
@@ -150,6 +152,8 @@ class Recorder(TorchDispatchMode):
         if func is aten.lift_fresh.default:  # torch.tensor(...): new at every run, which may change it in place
             func = aten.clone.default
         kwargs = kwargs or {}
+        if func in _SLICES:
+            args = _from_the_front(*args, first=_SLICES[func])
         self._count += 1
         if self._count > MAX_OPERATIONS:
             raise TooLongError(
@@ -209,6 +213,13 @@ class Recorder(TorchDispatchMode):
                     item = self.graph.call_function(operator.getitem, (node, i))
                     item.meta["sources"] = node.meta["sources"]
                     self._name(part, item)
+
+
+def _from_the_front(*args: Any, first: int) -> tuple:
+    """Write the ends of a slice as places from 0 to the size: torch cannot batch others (``x[1:-1]`` written into)."""
+    dim, start, end, step = (*args[first:], *(0, None, None, 1)[len(args) - first :])
+    start, end, _ = slice(start, end).indices(args[0].shape[dim])
+    return (*args[:first], dim, start, max(start, end), step)
 
 
 def _written(func: Any) -> bool:
