@@ -151,7 +151,7 @@ class SVI:
                 "optimisation": optimisation,
                 "sampling": time.perf_counter() - begin,
             },
-            notes=(*drawn.notes, *([reason] if reason and self.backend != "auto" else [])),
+            notes=tuple(dict.fromkeys([*drawn.notes, *([reason] if reason and self.backend != "auto" else [])])),
             state={
                 **drawn.state,
                 "num_gradients": len(loop.losses) * self.num_particles,

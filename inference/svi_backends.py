@@ -9,7 +9,7 @@ from pyro.infer import ELBO
 
 from inference.errors import one_line
 from inference.graph import python_seconds
-from inference.native import NotWorthIt, compile_graph
+from inference.native import NoCompiler, NotWorthIt, compile_graph
 from inference.optimise import AdamRates, PyroStepper, TorchStepper
 from inference.svi_graph import StepGraph, UntraceableError, check_same, record_step
 from inference.svi_loop import MAX_STEPS, EagerSteps, GraphSteps, Steps
@@ -72,6 +72,8 @@ def choose_steps(
         return Choice(_native(recorded, stepper.adam(), most, worth=worth), "")
     except NotWorthIt:
         return Choice(graph, "")
+    except NoCompiler as advice:
+        return Choice(graph, str(advice))
     except Exception as error:
         return Choice(graph, _reason("no native code, so a recorded graph runs the steps", error))
 

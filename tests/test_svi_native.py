@@ -376,6 +376,15 @@ def test_few_steps_are_not_worth_the_trouble():
             assert result.state["backend"].startswith(f"Trace_ELBO, {way}")
 
 
+def test_without_a_compiler_one_line_of_advice(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    result = fit(schools, SCHOOLS, SVI(num_steps=200, backend="native", **SMALL), seed=1)
+    assert result.state["backend"].startswith("Trace_ELBO, recorded graph (no C++ compiler")
+    assert len(result.notes) == 1
+    assert "install one" in result.notes[0]
+
+
 def test_an_unknown_backend_is_refused():
     with pytest.raises(InputError, match="backend: expected one of auto, native, python, pyro"):
         SVI(backend="jax")
