@@ -139,6 +139,39 @@ static double ppl_lgamma(double x) {
 #endif
 }
 
+// Both for positive numbers, by shifting them to 8 or more, where Stirling's series has its full accuracy.
+INLINE double lgamma_of_positive(double x) {
+    double p = x;
+    for (int i = 1; i < 8; i++) p *= x + i;
+    double y = x < 8.0 ? x + 8.0 : x, r = 1.0 / y, z = r * r;
+    double tail = -691.0 / 360360.0 + z * (1.0 / 156.0 - z * (3617.0 / 122400.0));
+    tail = r * (1.0 / 12.0 - z * (1.0 / 360.0 - z * (1.0 / 1260.0 - z * (1.0 / 1680.0 - z * (1.0 / 1188.0 + z * tail)))));
+    double value = (y - 0.5) * ppl_log(y) - y + 0.91893853320467274178 + tail;
+    value = x < 8.0 ? value - ppl_log(p) : value;
+    return x > 1.7976931348623157e308 ? x : value;
+}
+
+INLINE double digamma_of_positive(double x) {
+    double p = x, q = 1.0;  // the product x (x + 1) ... (x + 7) and its derivative
+    for (int i = 1; i < 8; i++) { q = q * (x + i) + p; p *= x + i; }
+    double y = x < 8.0 ? x + 8.0 : x, r = 1.0 / y, z = r * r;
+    double tail = 691.0 / 32760.0 - z * (1.0 / 12.0 - z * (3617.0 / 8160.0));
+    tail = z * (1.0 / 12.0 - z * (1.0 / 120.0 - z * (1.0 / 252.0 - z * (1.0 / 240.0 - z * (1.0 / 132.0 - z * tail)))));
+    double value = ppl_log(y) - 0.5 * r - tail;
+    return x < 8.0 ? value - q / p : value;
+}
+
+#define ALL(name)                                                                                  \
+    template <int64_t n, class T> static void name##_all(const T* __restrict x, T* __restrict out) { \
+        int64_t rest = 0;                                                                          \
+        _Pragma("omp simd reduction(+ : rest)") for (int64_t i = 0; i < n; i++) {                  \
+            out[i] = (T)name##_of_positive(x[i]);                                                  \
+            rest += x[i] > 0 ? 0 : 1;                                                              \
+        }                                                                                          \
+        if (rest) for (int64_t i = 0; i < n; i++) if (!(x[i] > 0)) out[i] = (T)ppl_##name(x[i]);   \
+    }
+ALL(lgamma) ALL(digamma)
+
 INLINE double ppl_xlogy(double x, double y) { return y != y ? y : (x == 0.0 ? 0.0 : x * ppl_log(y)); }
 
 // For the few elements that are computed one by one: called, not copied into place, which halves the time to compile.
@@ -260,31 +293,51 @@ static void add_rows(const T* __restrict a, int64_t step, const T* __restrict x,
     if constexpr (left > 64) add_rows<n, begin + 64>(a, step, x, out, from, to);
 }
 
-// out (m, n) = a (m, k) b (k, n): four rows at a time, so that each row of b is read once for four of out
+// Adds sum_l a[l * step] b[l * n + j] for l < k to `rows` rows of sums over `width` vectors of eight columns, which stay
+// in registers: one load for several products.
+template <int rows, int width, class T>
+INLINE void add_products(const T* a, int64_t row_step, int64_t step, const T* b, int64_t n, int64_t k,
+                         typename Lanes<T>::type (&sum)[rows][width]) {
+    typedef typename Lanes<T>::type V;
+    for (int64_t l = 0; l < k; l++) {
+        V load[width];
+        for (int w = 0; w < width; w++) load[w] = *(const V*)(b + l * n + 8 * w);
+        for (int r = 0; r < rows; r++)
+            for (int w = 0; w < width; w++) sum[r][w] += a[r * row_step + l * step] * load[w];
+    }
+}
+
+// out (m, n) = a (m, k) b (k, n)
 template <int64_t m, int64_t k, int64_t n, class T>
 static void matmul(const T* __restrict a, const T* __restrict b, T* __restrict out) {
-    std::memset(out, 0, sizeof(T) * m * n);
-    constexpr int64_t block = 64;  // rows of b that stay in the first-level cache
-    for (int64_t l0 = 0; l0 < k; l0 += block) {
-        int64_t l1 = l0 + block < k ? l0 + block : k;
+    typedef typename Lanes<T>::type V;
+    int64_t j = 0;
+    for (; j + 16 <= n; j += 16) {
         int64_t i = 0;
-        for (; i + 4 <= m; i += 4)
-            for (int64_t l = l0; l < l1; l++) {
-                T a0 = a[i * k + l], a1 = a[(i + 1) * k + l], a2 = a[(i + 2) * k + l], a3 = a[(i + 3) * k + l];
-                const T* __restrict row = b + l * n;
-                T *__restrict o0 = out + i * n, *__restrict o1 = o0 + n, *__restrict o2 = o1 + n, *__restrict o3 = o2 + n;
-                for (int64_t j = 0; j < n; j++) {
-                    o0[j] += a0 * row[j]; o1[j] += a1 * row[j]; o2[j] += a2 * row[j]; o3[j] += a3 * row[j];
-                }
-            }
-        for (; i < m; i++)
-            for (int64_t l = l0; l < l1; l++) {
-                T a0 = a[i * k + l];
-                const T* __restrict row = b + l * n;
-                T* __restrict o0 = out + i * n;
-                for (int64_t j = 0; j < n; j++) o0[j] += a0 * row[j];
-            }
+        for (; i + 4 <= m; i += 4) {
+            V sum[4][2] = {};
+            add_products<4, 2>(a + i * k, k, 1, b + j, n, k, sum);
+            for (int r = 0; r < 4; r++)
+                for (int w = 0; w < 2; w++) *(V*)(out + (i + r) * n + j + 8 * w) = sum[r][w];
+        }
+        for (; i < m; i++) {
+            V sum[1][2] = {};
+            add_products<1, 2>(a + i * k, k, 1, b + j, n, k, sum);
+            for (int w = 0; w < 2; w++) *(V*)(out + i * n + j + 8 * w) = sum[0][w];
+        }
     }
+    for (; j + 8 <= n; j += 8)
+        for (int64_t i = 0; i < m; i++) {
+            V sum[1][1] = {};
+            add_products<1, 1>(a + i * k, k, 1, b + j, n, k, sum);
+            *(V*)(out + i * n + j) = sum[0][0];
+        }
+    for (; j < n; j++)
+        for (int64_t i = 0; i < m; i++) {
+            T sum = 0;
+            for (int64_t l = 0; l < k; l++) sum += a[i * k + l] * b[l * n + j];
+            out[i * n + j] = sum;
+        }
 }
 
 // lower Cholesky factors of matrices (batch, n, n); all NaN where one is not positive definite
@@ -315,17 +368,38 @@ template <int64_t batch, int64_t n, class T> static void cholesky(const T* a, T*
 // x (batch, n, m) with a x = b for triangular a (batch, n, n)
 template <int64_t batch, int64_t n, int64_t m, int upper, int unit, class T>
 static void solve_triangular(const T* a, const T* b, T* out) {
+    typedef typename Lanes<T>::type V;
     std::memcpy(out, b, sizeof(T) * batch * n * m);
     for (int64_t s = 0; s < batch; s++, a += n * n, out += n * m)
         for (int64_t step = 0; step < n; step++) {
             int64_t i = upper ? n - 1 - step : step;
-            T* __restrict xi = out + i * m;
-            int64_t from = upper ? i + 1 : 0, to = upper ? n : i;
-            for (int64_t l = from; l < to; l++) {
-                T c = a[i * n + l];
-                const T* __restrict xl = out + l * m;
-                for (int64_t j = 0; j < m; j++) xi[j] -= c * xl[j];
+            int64_t from = upper ? i + 1 : 0, count = upper ? n - 1 - i : i;
+            const T *row = a + i * n + from, *known = out + from * m;
+            T scale = unit ? T(1) : T(1) / row[i - from];
+            T* x = out + i * m;
+            int64_t j = 0;
+            if constexpr (m == 1) {
+                T sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t l = 0; l < count; l++) sum += row[l] * known[l];
+                x[0] = (x[0] - sum) * scale;
+                continue;
             }
-            if (!unit) { T d = a[i * n + i]; for (int64_t j = 0; j < m; j++) xi[j] /= d; }
+            for (; j + 32 <= m; j += 32) {
+                V sum[1][4] = {};
+                add_products<1, 4>(row, 0, 1, known + j, m, count, sum);
+                for (int w = 0; w < 4; w++) { V* o = (V*)(x + j + 8 * w); *o = (*o - sum[0][w]) * scale; }
+            }
+            for (; j + 8 <= m; j += 8) {
+                V sum[1][1] = {};
+                add_products<1, 1>(row, 0, 1, known + j, m, count, sum);
+                V* o = (V*)(x + j);
+                *o = (*o - sum[0][0]) * scale;
+            }
+            for (; j < m; j++) {
+                T sum = 0;
+                for (int64_t l = 0; l < count; l++) sum += row[l] * known[l * m + j];
+                x[j] = (x[j] - sum) * scale;
+            }
         }
 }
