@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from inference.native.elementwise import Elementwise
-from inference.native.values import BOOL, REAL, Tensor, literal
+from inference.native.values import BOOL, Tensor, literal
 
 
 class Composed(Elementwise):
@@ -28,8 +28,8 @@ class Composed(Elementwise):
     ) -> Any:
         if pos_weight is not None:
             return NotImplemented
-        loss = self.aten_sub(self.aten_maximum(x, 0.0), self.aten_mul(x, target))
-        loss = self.aten_add(loss, self.log1p_exp_minus_abs(x))
+        log_sigmoid, _ = self.aten_log_sigmoid_forward(x)
+        loss = self.aten_sub(self.aten_mul(self.aten_rsub(target, 1.0), x), log_sigmoid)
         loss = loss if weight is None else self.aten_mul(loss, weight)
         if reduction == 0:
             return loss
@@ -51,7 +51,20 @@ class Composed(Elementwise):
         return self.point("gt", x, float(number), dtype=BOOL)
 
     def aten_threshold_backward(self, grad: Tensor, x: Tensor, threshold: float) -> Tensor:
-        return self.aten_where(self.greater(x, threshold), grad, 0.0)
+        return self.aten_where(self.point("le", x, float(threshold), dtype=BOOL), 0.0, grad)
+
+    def aten_leaky_relu(self, x: Tensor, slope: float = 0.01) -> Tensor:
+        return self.aten_where(self.greater(x, 0.0), x, self.aten_mul(x, float(slope)))
+
+    def aten_leaky_relu_backward(self, grad: Tensor, x: Tensor, slope: float, is_result: bool) -> Tensor:
+        return self.aten_where(self.greater(x, 0.0), grad, self.aten_mul(grad, float(slope)))
+
+    def aten_elu(self, x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+        low = self.aten_mul(self.unary("expm1", self.aten_mul(x, float(input_scale))), float(alpha) * float(scale))
+        return self.aten_where(self.greater(x, 0.0), self.aten_mul(x, float(scale)), low)
+
+    def aten_hardtanh(self, x: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+        return self.aten_clamp(x, low, high)
 
     def aten_tanh_backward(self, grad: Tensor, y: Tensor) -> Tensor:
         return self.aten_mul(grad, self.aten_rsub(self.aten_mul(y, y), 1.0))
@@ -66,10 +79,17 @@ class Composed(Elementwise):
         return made if keepdim else self.program.reduce("sum", made, dims, keepdim=False)  # over dims of size 1
 
     def aten__softmax(self, x: Tensor, dim: int, half: bool = False) -> Tensor:
-        return self.unary("exp", self.aten__log_softmax(x, dim, half))
+        weights = self.unary("exp", self.below_largest(x, dim))
+        return self.aten_div(weights, self.reduction("sum", weights, [dim], keepdim=True))
 
     def aten__log_softmax(self, x: Tensor, dim: int, half: bool = False) -> Tensor:
-        return self.aten_sub(x, self.aten_logsumexp(x, [dim], keepdim=True))
+        below = self.below_largest(x, dim)  # no digits are lost to a level that all logits have
+        total = self.reduction("sum", self.unary("exp", below), [dim], keepdim=True)
+        return self.aten_sub(below, self.unary("log", total))
+
+    def below_largest(self, x: Tensor, dim: int) -> Tensor:
+        """Subtract the largest along a dim."""
+        return self.aten_sub(x, self.reduction("amax", x, [dim], keepdim=True))
 
     def aten__softmax_backward_data(self, grad: Tensor, y: Tensor, dim: int, dtype: Any) -> Tensor:
         total = self.reduction("sum", self.aten_mul(grad, y), [dim], keepdim=True)
@@ -84,6 +104,27 @@ class Composed(Elementwise):
         count = math.prod(x.shape[d] for d in dims)
         return self.aten_div(self.reduction("sum", x, dims, keepdim=keepdim, dtype=dtype), float(count))
 
+    def aten_var(self, x: Tensor, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Tensor:
+        return self.aten_var_mean(x, dim, correction, keepdim)[0]
+
+    def aten_std(self, x: Tensor, dim: Any = None, correction: Any = None, keepdim: bool = False) -> Tensor:
+        return self.unary("sqrt", self.aten_var(x, dim, correction, keepdim))
+
+    def aten_var_mean(
+        self, x: Tensor, dim: Any = None, correction: Any = None, keepdim: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        dims = list(range(len(x.shape))) if dim in (None, []) else [dim] if isinstance(dim, int) else list(dim)
+        mean = self.aten_mean(x, dims, True)
+        squares = self.reduction("sum", self.unary("square", self.aten_sub(x, mean)), dims, keepdim=keepdim)
+        count = math.prod(x.shape[d] for d in dims) - (1 if correction is None else correction)
+        return self.aten_div(squares, float(max(count, 0))), mean if keepdim else self.aten_mean(x, dims)
+
+    def aten_linalg_vector_norm(self, x: Tensor, order: Any = 2, dims: Any = None, keepdim: bool = False) -> Any:
+        if order == 2:
+            squares = self.reduction("sum", self.unary("square", x), dims, keepdim=keepdim)
+            return self.unary("sqrt", squares)
+        return self.reduction("sum", self.unary("abs", x), dims, keepdim=keepdim) if order == 1 else NotImplemented
+
     def aten_tril(self, x: Tensor, diagonal: int = 0) -> Tensor:
         return self.triangle(x, "tril", diagonal)
 
@@ -95,4 +136,4 @@ class Composed(Elementwise):
         rows, columns = x.shape[-2:]
         mask = getattr(torch.ones(rows, columns, dtype=torch.bool), which)(diagonal)
         mask = self.constant(f"{which}_{rows}_{columns}_{diagonal}", mask)
-        return self.aten_where(mask, x, self.cast(literal(0.0, ()), x.dtype if x.dtype != BOOL else REAL))
+        return self.aten_where(mask, x, self.cast(literal(0, ()), x.dtype))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from inference.native.composed import Composed
-from inference.native.values import Tensor, contiguous, shaped, squeezed, transposed, unsqueezed
+from inference.native.values import BOOL, INT, REAL, Tensor, contiguous, shaped, squeezed, transposed, unsqueezed
 
 # A matrix of at least this many elements is multiplied by a function of the runtime, a smaller one by an unrolled loop.
 MIN_MATRIX = 64
@@ -30,17 +30,19 @@ class Dense(Composed):
     def aten_addmm(self, c: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
         product = self.contract(a, b)
         product = product if alpha == 1 else self.aten_mul(product, alpha)
-        return self.aten_add(product, c if beta == 1 else self.aten_mul(c, beta))
+        return product if beta == 0 else self.aten_add(product, c if beta == 1 else self.aten_mul(c, beta))
 
-    def aten_addmv(self, c: Tensor, a: Tensor, x: Tensor) -> Tensor:
-        return self.aten_add(self.aten_mv(a, x), c)
+    def aten_addmv(self, c: Tensor, a: Tensor, x: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
+        product = self.aten_mv(a, x) if alpha == 1 else self.aten_mul(self.aten_mv(a, x), alpha)
+        return product if beta == 0 else self.aten_add(product, c if beta == 1 else self.aten_mul(c, beta))
 
     def contract(self, a: Tensor, b: Tensor) -> Tensor:
         """Multiply matrices (..., m, k) and (..., k, n)."""
         m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
         batch = math.prod(a.shape[:-2])
-        small = k * n <= 64 or k * m <= 64 or batch > 1  # loops that the compiler unrolls
-        if batch == 1 and m * k >= MIN_MATRIX and n == 1 and m > 1 and k > 1:
+        # loops that the compiler unrolls
+        small = k * n <= 64 or k * m <= 64 or batch != 1 or a.dtype != REAL or b.dtype != REAL
+        if a.dtype == REAL and batch == 1 and m * k >= MIN_MATRIX and n == 1 and m > 1 and k > 1:
             made = self.program.rows(flat(a), squeezed(flat(b), 1))
             if made is not None:
                 return shaped(made, (*a.shape[:-1], 1))
@@ -50,15 +52,16 @@ class Dense(Composed):
             left, right = unsqueezed(a, len(a.shape) - 1), unsqueezed(transposed(b), len(b.shape) - 2)
             product = self.aten_mul(left, right)  # (..., m, n, k)
             return self.program.reduce("sum", product, [len(product.shape) - 1], keepdim=False)
-        return self.program.call("matmul", [flat(a), flat(b)], (m, n), sizes=(m, k, n))
+        return shaped(self.program.call("matmul", [flat(a), flat(b)], (m, n), sizes=(m, k, n)), (*a.shape[:-1], n))
 
-    def aten_cumsum(self, x: Tensor, dim: int, **_: Any) -> Tensor:
-        return self.scan("cumsum", x, dim)
+    def aten_cumsum(self, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.scan("cumsum", x, dim, dtype)
 
-    def aten_cumprod(self, x: Tensor, dim: int, **_: Any) -> Tensor:
-        return self.scan("cumprod", x, dim)
+    def aten_cumprod(self, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.scan("cumprod", x, dim, dtype)
 
-    def scan(self, op: str, x: Tensor, dim: int) -> Tensor:
+    def scan(self, op: str, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+        x = self.cast(x, self.dtype(dtype) if dtype is not None else INT if x.dtype == BOOL else x.dtype)
         if not x.shape or x.shape[dim] == 1:
             return x
         dim %= len(x.shape)
@@ -67,6 +70,7 @@ class Dense(Composed):
 
     def aten_linalg_cholesky_ex(self, a: Tensor, upper: bool = False, **_: Any) -> Any:
         n = a.shape[-1]
+        a = transposed(a) if upper else a  # the lower triangle is read
         root = self.program.call("cholesky", [a], a.shape, sizes=(math.prod(a.shape[:-2]), n))
         root = shaped(root, a.shape)
         return (transposed(root) if upper else root), None
@@ -97,6 +101,16 @@ class Dense(Composed):
         if transpose:
             a, upper = transposed(a), not upper
         return self.aten_linalg_solve_triangular(a, b, upper=upper, unitriangular=unitriangular), None
+
+    def aten_cholesky_solve(self, b: Tensor, root: Tensor, upper: bool = False) -> Tensor:
+        root = transposed(root) if upper else root
+        half = self.aten_linalg_solve_triangular(root, b, upper=False)
+        return self.aten_linalg_solve_triangular(transposed(root), half, upper=True)
+
+    def aten_cholesky_inverse(self, root: Tensor, upper: bool = False) -> Tensor:
+        n = root.shape[-1]
+        identity = self.constant(f"identity_{n}", torch.eye(n, dtype=self.real))
+        return self.aten_cholesky_solve(identity, root, upper)
 
     def ppl_markov_log_sum(self, initial: Tensor, transition: Tensor, observation: Tensor) -> Tensor:
         """Value of `inference.markov.log_sum`."""

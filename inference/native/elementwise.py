@@ -7,11 +7,24 @@ from typing import Any
 import torch
 
 from inference.native.translator import Translator
-from inference.native.values import BOOL, INT, REAL, Literal, Tensor, Value, contiguous, literal, shaped, squeezed
+from inference.native.values import (
+    BOOL,
+    INT,
+    REAL,
+    Literal,
+    Tensor,
+    Unsupported,
+    Value,
+    contiguous,
+    literal,
+    shaped,
+    squeezed,
+)
 
-FILLS = {"zeros_like": 0, "new_zeros": 0, "zeros": 0, "ones_like": 1, "new_ones": 1, "ones": 1}
-# Unary functions that leave integers integers.
-_KEEPS_INT = {"neg", "abs", "sign", "sgn", "square"}
+FILLS = {"zeros_like": 0, "new_zeros": 0, "zeros": 0, "ones_like": 1, "new_ones": 1, "ones": 1, "empty_like": 0}
+ROUNDINGS = {"floor", "ceil", "trunc", "round"}
+# Functions with a branch, which the runtime takes out of the loop where there are enough elements.
+_WHOLE, MIN_WHOLE = {"lgamma", "digamma"}, 8
 REDUCTIONS = {"sum": "sum", "amax": "max", "amin": "min", "prod": "prod", "any": "any", "all": "all"}
 
 
@@ -19,16 +32,28 @@ class Elementwise(Translator):
     """Arithmetic, comparisons, elementary functions, sums."""
 
     def unary(self, name: str, x: Tensor) -> Tensor:
-        if x.dtype == INT and name in _KEEPS_INT:
+        name = "sign" if name == "sgn" else name
+        if name in _WHOLE and math.prod(x.shape) >= MIN_WHOLE:
+            return self.whole_unary(f"{name}_all", x)
+        if name == "square":
+            return self.aten_mul(x, x)
+        if x.dtype == INT and name in ROUNDINGS:
+            return x
+        if x.dtype == INT and name == "abs":
+            return self.aten_maximum(x, self.unary("neg", x))
+        if x.dtype == INT and name in ("neg", "sign"):
             return self.point(name, x, dtype=INT)
         x = self.cast(x, REAL)
-        if name == "sgn":
-            name = "sign"
-        if name == "square":
-            return self.point("mul", x, x, dtype=REAL)
-        if name == "neg" and isinstance(x.source, Value) and x.source.op == "neg":
+        if name == "neg" and isinstance(x.source, Value) and (x.source.kind, x.source.op) == ("pointwise", "neg"):
             return self.undo(x)
         return self.point(name, x, dtype=REAL)
+
+    def whole_unary(self, function: str, x: Tensor) -> Tensor:
+        """Apply a function of the runtime to a whole buffer, without what x repeats."""
+        shape = tuple(1 if s == 0 else n for n, s in zip(x.shape, x.strides, strict=True))
+        once = Tensor(x.source, shape, x.strides, x.offset)
+        made = self.program.call(function, [once], shape, sizes=(math.prod(shape),))
+        return shaped(made, shape).expand(x.shape)
 
     def undo(self, x: Tensor) -> Tensor:
         """Take a sign back that was just put on: the operand of a negation."""
@@ -37,10 +62,11 @@ class Elementwise(Translator):
             return self.point("neg", x, dtype=REAL)
         return Tensor(inner.value, x.shape, x.strides, x.offset)
 
-    def logic(self, op: str, x: Any, y: Any) -> Any:
-        if any(self.tensor(t).dtype != BOOL for t in (x, y)):
+    def logic(self, name: str, x: Any, y: Any) -> Any:
+        if name.startswith("bitwise") and any(self.tensor(t).dtype != BOOL for t in (x, y)):
             return NotImplemented
-        return self.point(op, x, y, dtype=BOOL)
+        op = {"and": "and", "or": "or", "xor": "ne"}[name.split("_")[1]]
+        return self.point(op, self.cast(x, BOOL), self.cast(y, BOOL), dtype=BOOL)
 
     def fill(self, name: str, like: Any, *rest: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
         shape = like if isinstance(like, list | tuple) else rest[0] if name.startswith("new") else like.shape
@@ -63,30 +89,44 @@ class Elementwise(Translator):
         if dim is None:
             return self.program.reduce(op, x, range(len(x.shape)), keepdim=False)
         if isinstance(dim, Tensor):
-            return self.point(op, x, dim, dtype=x.dtype)
+            return (self.aten_maximum if op == "max" else self.aten_minimum)(x, dim)
+        return self.program.reduce(op, x, [dim], keepdim=keepdim), self.place_of_extreme(op, x, dim, keepdim=keepdim)
+
+    def place_of_extreme(self, op: str, x: Tensor, dim: int, *, keepdim: bool) -> Tensor:
+        if 0 in x.shape:
+            raise Unsupported(f"the {op} of an empty tensor")
         dim %= max(len(x.shape), 1)
         sizes = (math.prod(x.shape[:dim]), math.prod(x.shape[dim : dim + 1]), math.prod(x.shape[dim + 1 :]))
         shape = tuple(1 if d == dim else n for d, n in enumerate(x.shape))
         place = shaped(self.program.call(f"arg{op}", [x], shape, sizes=sizes, dtype=INT), shape)
-        if not keepdim and x.shape:
-            place = squeezed(place, dim)
-        return self.program.reduce(op, x, [dim], keepdim=keepdim), place
+        return place if keepdim or not x.shape else squeezed(place, dim)
 
-    def aten_full(self, shape: Sequence[int], number: Any, **_: Any) -> Tensor:
-        return literal(float(number) if isinstance(number, float) else number, shape)
+    def aten_argmax(self, x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+        return NotImplemented if dim is None else self.place_of_extreme("max", x, dim, keepdim=keepdim)
 
-    def aten_full_like(self, like: Tensor, number: Any, **_: Any) -> Tensor:
-        return self.cast(literal(number, like.shape), like.dtype)
+    def aten_argmin(self, x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+        return NotImplemented if dim is None else self.place_of_extreme("min", x, dim, keepdim=keepdim)
 
-    def aten_new_full(self, like: Tensor, shape: Sequence[int], number: Any, **_: Any) -> Tensor:
-        return self.cast(literal(number, shape), like.dtype)
+    def filled(self, number: Any, shape: Sequence[int], like: str, dtype: torch.dtype | None) -> Tensor:
+        return self.cast(literal(number, shape), like if dtype is None else self.dtype(dtype))
+
+    def aten_full(self, shape: Sequence[int], number: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        own = REAL if isinstance(number, float) else INT
+        return self.filled(number, shape, BOOL if isinstance(number, bool) else own, dtype)
+
+    def aten_full_like(self, like: Tensor, number: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        return self.filled(number, like.shape, like.dtype, dtype)
+
+    def aten_new_full(
+        self, like: Tensor, shape: Sequence[int], number: Any, dtype: torch.dtype | None = None, **_: Any
+    ) -> Tensor:
+        return self.filled(number, shape, like.dtype, dtype)
 
     def aten_fill(self, like: Tensor, number: Any) -> Tensor:
         return self.cast(self.tensor(number), like.dtype).expand(like.shape)
 
     def aten_scalar_tensor(self, number: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-        made = literal(number, ())
-        return made if dtype is None else self.cast(made, self.dtype(dtype))
+        return self.filled(number, (), REAL, dtype)
 
     def aten__to_copy(self, x: Tensor, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
         return x if dtype is None else self.cast(x, self.dtype(dtype))
@@ -115,15 +155,16 @@ class Elementwise(Translator):
 
     def aten_div(self, x: Any, y: Any, rounding_mode: str | None = None) -> Tensor:
         if rounding_mode is not None:
-            return NotImplemented
+            (x, y), dtype = self.common(x, y)
+            return self.point(f"div_{rounding_mode}", x, y, dtype=dtype)
         x, y = self.cast(x, REAL), self.cast(y, REAL)
         if isinstance(y.source, Literal) or isinstance(x.source, Literal):
             return self.point("div", x, y, dtype=REAL)
         # A division takes as long as eight products, so what divides many numbers, or is known, is inverted once.
         known = next((c for c in self.constants if c[0] is y.source), None)
-        if known is not None:
+        if known is not None and _invertible(known[2]):
             _, name, value = known
-            inverse = self.constant(f"{name}_inverse", value.reciprocal())
+            inverse = self.constant(f"{name}@inverse", value.reciprocal())
             if inverse.source.detail == value.stride():  # so that the view holds for both
                 return self.point("mul", x, Tensor(inverse.source, y.shape, y.strides, y.offset), dtype=REAL)
         shape = torch.broadcast_shapes(x.shape, y.shape)
@@ -131,10 +172,12 @@ class Elementwise(Translator):
             return self.point("mul", x, self.point("reciprocal", y, dtype=REAL), dtype=REAL)
         return self.point("div", x, y, dtype=REAL)
 
-    def aten_pow(self, x: Any, y: Any) -> Tensor:
-        x, y = self.cast(x, REAL), self.cast(y, REAL)
+    def aten_pow(self, x: Any, y: Any) -> Any:
+        (x, y), dtype = self.common(x, y)
         number = y.source.number if isinstance(y.source, Literal) else None
         shape = torch.broadcast_shapes(x.shape, y.shape)
+        if dtype != REAL:
+            return self.integer_power(x.expand(shape), number) if dtype == INT else NotImplemented
         if number == 1:
             return x.expand(shape)
         if number == 0:
@@ -145,6 +188,28 @@ class Elementwise(Translator):
         if number in (0.5, -0.5, -1):
             return self.point({0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}[number], x, dtype=REAL).expand(shape)
         return self.point("pow", x, y, dtype=REAL)
+
+    def integer_power(self, x: Tensor, number: int | None) -> Any:
+        if number not in range(9):
+            return NotImplemented
+        made = literal(1, x.shape)
+        for _ in range(number):
+            made = self.aten_mul(made, x)
+        return made
+
+    def aten_fmod(self, x: Any, y: Any) -> Tensor:
+        (x, y), dtype = self.common(x, y)
+        return self.point("fmod", x, y, dtype=dtype)
+
+    def aten_remainder(self, x: Any, y: Any) -> Tensor:
+        (x, y), dtype = self.common(x, y)
+        return self.point("remainder", x, y, dtype=dtype)
+
+    def aten_floor_divide(self, x: Any, y: Any) -> Tensor:
+        return self.aten_div(x, y, rounding_mode="floor")
+
+    def aten_polygamma(self, order: int, x: Tensor) -> Any:
+        return self.point("trigamma", self.cast(x, REAL), dtype=REAL) if order == 1 else NotImplemented
 
     def aten_maximum(self, x: Any, y: Any) -> Tensor:
         (x, y), dtype = self.common(x, y)
@@ -166,7 +231,7 @@ class Elementwise(Translator):
         return self.aten_minimum(x, high)
 
     def aten_relu(self, x: Tensor) -> Tensor:
-        return self.aten_maximum(x, 0.0)
+        return self.aten_maximum(x, 0)
 
     def aten_logical_not(self, x: Tensor) -> Tensor:
         return self.point("not", self.cast(x, BOOL), dtype=BOOL)
@@ -186,3 +251,9 @@ class Elementwise(Translator):
 
     def aten_sigmoid_backward(self, grad: Tensor, y: Tensor) -> Tensor:
         return self.aten_mul(grad, self.aten_mul(y, self.aten_rsub(y, 1.0)))
+
+
+def _invertible(divisor: torch.Tensor) -> bool:
+    """Whether a product with the inverse is as good as a division: no inverse overflows or loses digits."""
+    size = divisor.abs()
+    return bool(((size > 1e-30) & (size < 1e30)).all())

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+from inference.native.expressions import CALLED, COMBINES, EXPRESSIONS, RARE, start
 from inference.native.lower import Lowered
 from inference.native.schedule import BLOCK_ROWS, LEAVES, Group, Schedule, is_same_place, is_scalar, schedule
 from inference.native.values import Access, Literal, Tensor, Unsupported, Value, contiguous
@@ -13,42 +14,14 @@ from inference.native.values import Access, Literal, Tensor, Unsupported, Value,
 STACK_BYTES = 2**18
 # The compiler's time grows with the text, half a second per thousand values; recording stops at as many operations.
 MAX_VALUES = 20_000
-
-_EXPRESSIONS = {
-    "copy": "{0}", "neg": "-{0}", "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
-    "gt": "{0} > {1}", "ge": "{0} >= {1}", "lt": "{0} < {1}", "le": "{0} <= {1}", "eq": "{0} == {1}",
-    "ne": "{0} != {1}", "and": "{0} && {1}", "or": "{0} || {1}", "not": "!{0}", "where": "{0} ? {1} : {2}",
-    "max": "ppl_max({0}, {1})", "min": "ppl_min({0}, {1})", "real": "real({0})", "int": "int64_t({0})",
-    "bool": "{0} != 0", "isnan": "{0} != {0}", "isinf": "ppl_abs({0}) == HUGE_VAL",
-    "isfinite": "ppl_abs({0}) < HUGE_VAL", "rsqrt": "real(1) / ppl_sqrt({0})", "reciprocal": "real(1) / {0}",
-    "wrap": "ppl_wrap({0}, {1})", "pow": "real(std::pow({0}, {1}))", "xlogy": "real(ppl_xlogy({0}, {1}))",
-    "sign": "ppl_sign({0})", "abs": "ppl_abs({0})", "log2": "real(ppl_log({0}) * 1.4426950408889634)",
-    "log10": "real(ppl_log({0}) * 0.4342944819032518)", "exp2": "real(ppl_exp({0} * 0.6931471805599453))",
-    "sqrt": "real(ppl_sqrt({0}))", "round": "real(ppl_round({0}))",
-}  # fmt: skip
-_EXPRESSIONS |= {
-    name: f"real(ppl_{name}({{0}}))"
-    for name in ("exp", "log", "log1p", "expm1", "tanh", "sigmoid", "lgamma", "digamma")
-}
-_EXPRESSIONS |= {
-    name: f"real(std::{name}({{0}}))"
-    for name in (
-        "sin", "cos", "tan", "atan", "asin", "acos", "sinh", "cosh", "erf", "erfc", "floor", "ceil", "trunc",
-    )
-}  # fmt: skip
 # Loops shorter than a vector call functions instead of holding copies of them, which compiles in half the time.
 FEW = 8
-_CALLED = {name: f"real(ppl_{name}_one({{0}}))" for name in ("exp", "log", "log1p", "expm1", "tanh", "sigmoid")}
-_STARTS = {"sum": "0", "prod": "1", "any": "false", "all": "true", "max": "-HUGE_VAL", "min": "HUGE_VAL"}
-_COMBINES = {
-    "sum": "{0} + {1}", "prod": "{0} * {1}", "any": "{0} || {1}", "all": "{0} && {1}",
-    "max": "ppl_max({0}, {1})", "min": "ppl_min({0}, {1})",
-}  # fmt: skip
 
 
 @cache
-def _runtime() -> str:
-    return "".join((Path(__file__).parent / name).read_text() for name in ("runtime.h", "markov.h"))
+def _runtime(*, rare: bool) -> str:
+    names = ("runtime.h", "markov.h", *(["rare.h"] if rare else []))
+    return "".join((Path(__file__).parent / name).read_text() for name in names)
 
 
 def emit(lowered: Lowered, *, single: bool) -> str:
@@ -85,8 +58,9 @@ class _Emitter:
     def _whole(self, tensor: Tensor) -> Tensor:
         value = self.lowered.program.whole(tensor)
         if value.kind in LEAVES:  # an output of its own, not the caller's memory
-            args = [Access(value, contiguous(value.shape), 0)]
-            value = self.lowered.program.value("pointwise", "copy", args, value.shape, dtype=value.dtype)
+            space = [n for n in value.shape if n != 1]
+            args = [Access(value, contiguous(space), 0)]
+            value = self.lowered.program.value("pointwise", "copy", args, space, dtype=value.dtype)
         return Tensor(value, tensor.shape, contiguous(tensor.shape))
 
     def source(self) -> str:
@@ -98,7 +72,7 @@ class _Emitter:
         real = "float" if self.single else "double"
         parts = [
             f"typedef {real} real;\n",
-            _runtime(),
+            _runtime(rare=any(v.op in RARE for v in self.lowered.program.values)),
             'extern "C" __attribute__((visibility("default")))\n'
             "int64_t ppl_evaluate(const void* const* inputs, void* const* outputs, const void* const* constants) {\n"
             f"{body}\n    return 0;\n}}\n",
@@ -204,12 +178,13 @@ class _Emitter:
         """Set what loops add to."""
         for v in group.members:
             if v.kind == "reduce" and is_scalar(v):
-                self.line(f"{v.dtype} {v.name} = {_STARTS[v.op]};")
+                self.line(f"{v.dtype} {v.name} = {start(v)};")
             elif v.kind == "reduce" or v.op == "add_rows":
-                start = _STARTS[v.op] if v.kind == "reduce" else "0"
-                self.line(f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {start};")
+                self.line(f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {start(v)};")
             elif v.kind == "scatter" and len(v.args) > 2:
-                self.line(f"std::memcpy({v.name}, {v.args[2].value.name}, sizeof({v.dtype}) * {v.numel});")
+                before = v.args[2].value
+                source = f"&{before.name}" if is_scalar(before) else before.name
+                self.line(f"std::memcpy({v.name}, {source}, sizeof({v.dtype}) * {v.numel});")
             elif v.kind == "scatter":
                 self.line(f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {_number(v.detail[1])};")
 
@@ -260,7 +235,7 @@ class _Emitter:
         partial = [v for v in summed if len(order) > 1]
         outer = self._open([space[d] for d in order[:-1]], order[:-1], simd=None, row=row)
         for v in partial:
-            self.line(f"{v.dtype} {v.name}_ = {_STARTS[v.op]};")
+            self.line(f"{v.dtype} {v.name}_ = {start(v)};")
         simd = _simd_clause(summed, [v.name + "_" if v in partial else v.name for v in summed])
         inner = self._open([space[d] for d in order[-1:]], order[-1:], simd=simd, row=row)
         for v in group.members:
@@ -268,13 +243,13 @@ class _Emitter:
         self._close(inner)
         for v in partial:
             target = v.name if is_scalar(v) else f"{v.name}[{_kept_address(v)}]"
-            self.line(f"{target} = {_COMBINES[v.op].format(target, v.name + '_')};")
+            self.line(f"{target} = {COMBINES[v.op].format(target, v.name + '_')};")
         self._close(outer)
 
     def _member(self, v: Value, space: tuple[int, ...], *, target: str | None) -> None:
         if v.kind == "reduce":
             target = target or (v.name if is_scalar(v) else f"{v.name}[{_kept_address(v)}]")
-            self.line(f"{target} = {_COMBINES[v.op].format(target, self._read(v.args[0], space))};")
+            self.line(f"{target} = {COMBINES[v.op].format(target, self._read(v.args[0], space))};")
             return
         if v.op == "gather":
             base, where = v.args
@@ -287,9 +262,9 @@ class _Emitter:
                     if "[" in text:
                         self.line(f"const {v.dtype} {v.name}_{k} = {text};")
                         operands[k] = f"{v.name}_{k}"
-            pattern = _EXPRESSIONS[v.op]
+            pattern = EXPRESSIONS[v.op]
             if math.prod(space) < FEW:
-                pattern = _CALLED.get(v.op, pattern)
+                pattern = CALLED.get(v.op, pattern)
             expression = pattern.format(*operands)
         name = v.name if is_scalar(v) else f"{v.name}_"
         self.line(f"const {v.dtype} {name} = {expression};")

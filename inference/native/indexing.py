@@ -17,7 +17,9 @@ from inference.native.values import (
     Value,
     access,
     contiguous,
+    empty,
     literal,
+    shaped,
     storage_strides,
     unsqueezed,
     whole_tensor,
@@ -52,6 +54,17 @@ class Indexing(Translator):
     def aten_stack(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         dim %= len(tensors[0].shape) + 1
         return self.aten_cat([unsqueezed(t, dim) for t in tensors], dim)
+
+    def aten_repeat(self, x: Tensor, repeats: Sequence[int]) -> Tensor:
+        lead = len(repeats) - len(x.shape)
+        sizes, strides = (1,) * lead + x.shape, (0,) * lead + x.strides
+        pairs = [m for n in zip(repeats, sizes, strict=True) for m in n]
+        steps = tuple(s for step in strides for s in (0, step))
+        repeated = Tensor(x.source, tuple(pairs), steps, x.offset)
+        shape = tuple(n * m for n, m in zip(repeats, sizes, strict=True))
+        if isinstance(x.source, Literal) or 0 in shape:
+            return empty(shape, x.dtype) if 0 in shape else literal(x.source.number, shape)
+        return shaped(whole_tensor(self.program.whole(repeated)), shape)
 
     def aten_constant_pad_nd(self, x: Tensor, pad: Sequence[int], number: Any = 0) -> Tensor:
         shape, strides, start = list(x.shape), list(x.strides), x.offset
@@ -107,19 +120,23 @@ class Indexing(Translator):
             known = next((c for c in self.constants if c[0] is index.source and index.dtype == BOOL), None)
             if known is None or tuple(known[2].shape) != index.shape or index.offset:
                 raise Unsupported("a mask that depends on the parameters as an index")
+            if index.strides != tuple(0 if n == 1 else s for n, s in zip(index.shape, known[2].stride(), strict=True)):
+                raise Unsupported("a view of a mask as an index")
             _, name, mask = known
-            made += [self.constant(f"{name}_{d}", w) for d, w in enumerate(mask.nonzero(as_tuple=True))]
+            made += [self.constant(f"{name}@{d}", w) for d, w in enumerate(mask.nonzero(as_tuple=True))]
         return made
 
     def aten_index(self, x: Tensor, indices: Sequence[Tensor | None]) -> Any:
         indices = self.places(indices)
-        where, operand = self.addresses(x.shape, x.strides, indices)
-        if isinstance(x.source, Literal):
-            return Tensor(x.source, where.shape, (0,) * len(where.shape))
-        return self.gathered(x, operand, where)
+        where, rest = self.addresses(x.shape, x.strides, indices)
+        return self.gathered(x, rest, where)
 
     def gathered(self, x: Tensor, rest: Tensor, where: Tensor) -> Tensor:
         """Read ``x`` at computed places; ``rest`` holds its strides along the dims that are not looked up."""
+        if 0 in where.shape:
+            return empty(where.shape, x.dtype)
+        if isinstance(x.source, Literal) or x.source.numel == 1:  # there is one place only
+            return Tensor(x.source, where.shape, (0,) * len(where.shape))
         base = Tensor(x.source, where.shape, rest.strides, x.offset)
         shape = where.shape
         operands = (base, where)
@@ -172,17 +189,19 @@ class Indexing(Translator):
         if not x.shape:
             return x
         where, rest = self.along(x.shape, x.strides, dim % len(x.shape), index)
-        if isinstance(x.source, Literal):
-            return Tensor(x.source, where.shape, (0,) * len(where.shape))
         return self.gathered(x, rest, where)
 
     def scattered(self, base: Tensor, rest: Tensor, where: Tensor, values: Any, *, add: bool) -> Tensor:
         """Add or write values into a copy of ``base`` at computed places."""
         shape = where.shape
+        if 0 in shape:
+            return base
         values = self.cast(values, base.dtype).expand(shape)
         dims = [d for d, n in enumerate(shape) if n != 1]
-        args = [access(values, dims), access(where, dims), *([] if isinstance(base.source, Literal)
-                else [Access(self.program.whole(base), contiguous(self.program.whole(base).shape), 0)])]  # fmt: skip
+        args = [access(values, dims), access(where, dims)]
+        if not isinstance(base.source, Literal):
+            before = self.program.whole(base)
+            args.append(Access(before, contiguous(before.shape), 0))
         start = base.source if isinstance(base.source, Literal) else None
         detail = (tuple(rest.strides[d] for d in dims), start, add)
         made = self.program.value(
@@ -192,9 +211,21 @@ class Indexing(Translator):
         return whole_tensor(made)
 
     def aten_index_put(self, base: Tensor, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Any:
+        if len(indices) == 1 and indices[0].dtype == BOOL and not accumulate and math.prod(values.shape) == 1:
+            (mask,) = indices  # may depend on anything: no shape follows from it
+            for _ in base.shape[len(mask.shape) :]:
+                mask = unsqueezed(mask, len(mask.shape))
+            number = Tensor(values.source, (), (), values.offset)
+            return self.point("where", mask, self.cast(number, base.dtype), base, dtype=base.dtype)
         indices = self.places(indices)
         where, rest = self.addresses(base.shape, storage_strides(base.shape), indices)
         return self.scattered(base, rest, where, values, add=accumulate)
+
+    def aten_index_add(self, base: Tensor, dim: int, index: Tensor, values: Tensor, alpha: Any = 1) -> Any:
+        if not base.shape or not index.shape:
+            return NotImplemented
+        values = values if alpha == 1 else self.aten_mul(values, alpha)
+        return self.aten_index_put(base, [None] * (dim % len(base.shape)) + [index], values, True)
 
     def aten__unsafe_index(self, x: Tensor, indices: Sequence[Tensor | None]) -> Any:
         return self.aten_index(x, indices)

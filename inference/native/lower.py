@@ -1,5 +1,6 @@
 """From a recorded ATen graph to a loop `Program`."""
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,19 +33,20 @@ aten = torch.ops.aten
 # Views move no numbers: torch itself works out their shape and strides, on a tensor without storage.
 _VIEWS = {
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze",
-    "diagonal", "split", "split_with_sizes", "unbind", "chunk", "narrow", "as_strided", "alias", "detach", "clone",
+    "diagonal", "split", "split_with_sizes", "unbind", "chunk", "narrow", "alias", "detach", "clone",
     "view_as", "expand_as", "movedim", "swapaxes", "lift_fresh_copy", "lift_fresh", "contiguous", "unfold",
 }  # fmt: skip
 _SAME = {"alias", "detach", "clone", "lift_fresh_copy", "lift_fresh", "contiguous"}
 
 _UNARY = {
     "neg", "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "reciprocal", "sigmoid", "tanh", "sin", "cos", "tan",
-    "atan", "asin", "acos", "sinh", "cosh", "abs", "sign", "sgn", "lgamma", "digamma", "erf", "erfc", "floor", "ceil",
-    "round", "trunc", "log2", "log10", "exp2", "square",
+    "atan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "abs", "sign", "sgn", "lgamma", "digamma", "erf",
+    "erfc", "erfinv", "special_erfcx", "floor", "ceil", "round", "trunc", "log2", "log10", "exp2", "square",
 }  # fmt: skip
 _TESTS = {"isnan", "isinf", "isfinite"}
 _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne"}
-_LOGIC = {"logical_and": "and", "logical_or": "or", "bitwise_and": "and", "bitwise_or": "or", "logical_xor": "ne"}
+_LOGIC = {f"{kind}_{op}" for kind in ("logical", "bitwise") for op in ("and", "or", "xor")}
+_BINARY = {"atan2", "hypot", "fmax", "fmin", "copysign"}
 _EXTREMES = {"max": "max", "min": "min"}
 
 
@@ -115,7 +117,7 @@ class _Lowering(Dense, Indexing):
             return self.view(target, name, args, kwargs)
         else:
             handler = self.handler(name)
-        made = NotImplemented if handler is None else handler(*args, **kwargs)
+        made = handler(*args, **kwargs) if handler is not None and _takes(handler, args, kwargs) else NotImplemented
         return self.decomposed(target, args, kwargs) if made is NotImplemented else made
 
     def handler(self, name: str) -> Callable[..., Any] | None:
@@ -123,13 +125,15 @@ class _Lowering(Dense, Indexing):
         if name in FILLS:
             return lambda like, *a, **k: self.fill(name, like, *a, **k)
         if name in _UNARY:
-            return lambda x, **_: self.unary(name, x)
+            return lambda x: self.unary(name, x)
+        if name in _BINARY:
+            return lambda x, y: self.point(name, self.cast(x, REAL), self.cast(y, REAL), dtype=REAL)
         if name in _TESTS:
             return lambda x: self.point(name, x, dtype=BOOL)
         if name in _COMPARISONS:
             return lambda x, y: self.point(name, *self.common(x, y)[0], dtype=BOOL)
         if name in _LOGIC:
-            return lambda x, y: self.logic(_LOGIC[name], x, y)
+            return lambda x, y: self.logic(name, x, y)
         if name in REDUCTIONS:
             return lambda x, dims=None, keepdim=False, **k: self.reduction(name, x, dims, keepdim=keepdim, **k)
         if name in _EXTREMES:
@@ -177,7 +181,7 @@ class _Lowering(Dense, Indexing):
             target = aten.reshape.default
         try:
             seen = target(_meta(x), *rest, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise Unsupported(f"the view {name}: {error}") from error
         base = x.source
         if name in ("view", "_unsafe_view", "reshape") and not isinstance(base, Literal):
@@ -187,6 +191,15 @@ class _Lowering(Dense, Indexing):
             base = x.source
         made = [_as_tensor(base, s) for s in (seen if isinstance(seen, tuple | list) else [seen])]
         return made if isinstance(seen, tuple | list) else made[0]
+
+
+def _takes(handler: Callable[..., Any], args: tuple, kwargs: dict) -> bool:
+    """Whether a translation knows all of these arguments."""
+    try:
+        inspect.signature(handler).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _meta(x: Tensor) -> torch.Tensor:
