@@ -44,9 +44,10 @@ static double ppl_trigamma(double x) {
 
 // exp(x^2) erfc(x): with what rounding takes from x^2 up to 25, by its asymptotic series from there on.
 static double ppl_special_erfcx(double x) {
+    if (x < -27.0) return HUGE_VAL;
     if (x < 25.0) {
         double square = x * x, lost = __builtin_fma(x, x, -square);
-        return std::exp(square) * std::erfc(x) * (1.0 + (lost == lost ? lost : 0.0));
+        return std::exp(square) * std::erfc(x) * (1.0 + lost);
     }
     double z = 0.5 / (x * x);
     return 0.5641895835477563 / x * (1.0 - z * (1.0 - z * (3.0 - z * (15.0 - z * (105.0 - z * 945.0)))));

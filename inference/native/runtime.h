@@ -119,7 +119,7 @@ static double ppl_digamma(double x) {
     double shift = 0.0;
     if (x < 0.0) {
         if (x == std::floor(x)) return __builtin_nan("");
-        shift = -M_PI / std::tan(M_PI * (x - std::floor(x)));
+        shift = -M_PI / std::tan(M_PI * (x - std::nearbyint(x)));
         x = 1.0 - x;
     }
     while (x < 10.0) { shift -= 1.0 / x; x += 1.0; }
@@ -181,7 +181,7 @@ ONE(ppl_exp) ONE(ppl_expm1) ONE(ppl_log) ONE(ppl_log1p) ONE(ppl_tanh) ONE(ppl_si
 // The number types that generated code uses; single precision goes through double, which costs little and is exact.
 template <class T> INLINE T ppl_max(T a, T b) { return (b > a || b != b) ? b : a; }   // NaN is passed on
 template <class T> INLINE T ppl_min(T a, T b) { return (b < a || b != b) ? b : a; }
-template <class T> INLINE T ppl_sign(T a) { return a != a ? a : T((a > 0) - (a < 0)); }
+template <class T> INLINE T ppl_sign(T a) { return T((a > 0) - (a < 0)); }  // 0 for NaN, as in torch
 INLINE int64_t ppl_wrap(int64_t i, int64_t n) { return i < 0 ? i + n : i; }
 INLINE double ppl_round(double x) { return std::nearbyint(x); }  // half to even, as torch rounds
 
