@@ -14,7 +14,7 @@ import pytest
 
 from inference.cli import main
 from inference.native import cache, compiler
-from inference.native.compiler import CompileFailed, NoCompiler, build, find_compiler, num_compilations
+from inference.native.compiler import TARGETS, CompileFailed, NoCompiler, build, find_compiler, num_compilations
 
 ROOT = Path(__file__).resolve().parents[1]
 PATH_COMPILER = compiler._search("", os.environ.get("PATH")) if os.name == "posix" else None
@@ -242,7 +242,7 @@ def test_refused_target_is_left_out_and_broken_source_is_not_tried_again(wrap):
     log = wrap(refuse)
     assert shifted(build(adds(10))) == 10.0
     targets = ["-march=native" in line or "-mcpu=native" in line for line in compilations(log)]
-    assert targets == [True, True, False]
+    assert targets == [True] * (len(TARGETS) - 1) + [False]
     log.unlink()
     wrap()
     with pytest.raises(CompileFailed):

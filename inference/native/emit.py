@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from inference.native.expressions import CALLED, COMBINES, EXPRESSIONS, RARE, start
+from inference.native.loops import address, kept_address, loop_order, merged, simd_clause
 from inference.native.lower import Lowered
 from inference.native.schedule import BLOCK_ROWS, LEAVES, Group, Schedule, is_same_place, is_scalar, schedule
 from inference.native.values import Access, Literal, Tensor, Unsupported, Value, contiguous
@@ -54,6 +55,7 @@ class _Emitter:
             raise Unsupported(f"{size} operations are more than {MAX_VALUES}, the most that are compiled")
         self.pointers: dict[Value, str] = {}
         self._current: set[Value] = set()
+        self.by_block: dict[Value, int] = {}
 
     def _whole(self, tensor: Tensor) -> Tensor:
         value = self.lowered.program.whole(tensor)
@@ -101,21 +103,40 @@ class _Emitter:
             if tensor.source in self.schedule.stored and tensor.source not in self.pointers:
                 self.pointers[tensor.source] = f"(({tensor.dtype}*)outputs[{i}])"
         buffers = sorted((v for v in self.schedule.stored if v not in self.pointers), key=lambda v: int(v.name[1:]))
-        sizes = [(v.numel * 8 + 63) // 64 * 64 for v in buffers]
+        self.by_block = self._kept_in_blocks()
+        numbers = [BLOCK_ROWS * self.by_block.get(v, 0) or v.numel for v in buffers]
+        sizes = [(n * 8 + 63) // 64 * 64 for n in numbers]
         heap = sum(sizes) > STACK_BYTES
         if heap:
             self.line("static thread_local Scratch scratch;")
             self.line(f"char* __restrict memory = scratch.get({sum(sizes)});")
             self.line("if (!memory) return -1;")
         at = 0
-        for value, size in zip(buffers, sizes, strict=True):
+        for value, count, size in zip(buffers, numbers, sizes, strict=True):
+            name = f"{value.name}_block" if value in self.by_block else value.name
             if heap:
-                self.line(f"{value.dtype}* __restrict {value.name} = ({value.dtype}*)(memory + {at});")
+                self.line(f"{value.dtype}* {name} = ({value.dtype}*)(memory + {at});")
             else:
-                self.line(f"alignas(64) {value.dtype} {value.name}[{value.numel}];")
+                self.line(f"alignas(64) {value.dtype} {name}[{count}];")
             at += size
         for value, pointer in self.pointers.items():
             self.line(f"{value.dtype}* __restrict {value.name} = {pointer};")
+
+    def _kept_in_blocks(self) -> dict[Value, int]:
+        """Values that only the loops over one block of rows read, and their numbers a row: a block of memory does."""
+        region_of = {v: i for i, region in enumerate(self.schedule.regions) for g in region for v in g.members}
+        readers: dict[Value, set[int]] = {t.source: {-1} for t in self.outputs if isinstance(t.source, Value)}
+        for value, region in region_of.items():
+            for source in value.sources:
+                readers.setdefault(source, set()).add(region)
+        kept = {}
+        for i, region in enumerate(self.schedule.regions):
+            for group in region if region[0].row is not None else []:
+                for v in group.members:
+                    by_row = v.op == "dot_rows" or (v.kind == "pointwise" and group.row == 0)
+                    if by_row and readers.get(v) == {i}:
+                        kept[v] = v.numel // group.space[group.row]
+        return kept
 
     def _fixed_reads(self) -> list[Access]:
         """Elements of inputs and constants that do not move with a loop: read once, into variables."""
@@ -151,6 +172,8 @@ class _Emitter:
         self.line(f"for (int64_t from = 0; from < {rows}; from += {BLOCK_ROWS}) {{")
         self.depth += 1
         self.line(f"const int64_t to = from + {BLOCK_ROWS} < {rows} ? from + {BLOCK_ROWS} : {rows};")
+        for v in (v for group in region for v in group.members if v in self.by_block and v in self.schedule.stored):
+            self.line(f"{v.dtype}* __restrict {v.name} = {v.name}_block - from * {self.by_block[v]};")
         for group in region:
             self.line("{")
             self.depth += 1
@@ -207,13 +230,13 @@ class _Emitter:
 
     def _assemble(self, value: Value) -> None:
         for source, (shape, strides, offset) in zip(value.args, value.detail, strict=True):
-            dims = [d for d, n in enumerate(shape) if n != 1]
-            sizes = [shape[d] for d in dims]
+            read = source.strides if isinstance(source, Access) else (0,) * len(shape)
+            sizes, (to, read) = merged(shape, (strides, read))
+            order = loop_order(sizes)
+            opened = self._open([sizes[d] for d in order], order, simd="")
             if isinstance(source, Access):
-                source = Access(source.value, tuple(source.strides[d] for d in dims), source.offset)
-            opened = self._open(sizes, range(len(sizes)), simd="")
-            place = _address(offset, [strides[d] for d in dims], range(len(sizes)))
-            self.line(f"{value.name}[{place}] = {self._read(source)};")
+                source = Access(source.value, read, source.offset)
+            self.line(f"{value.name}[{address(offset, to, range(len(sizes)))}] = {self._read(source)};")
             self._close(opened)
 
     def _scatter(self, value: Value, *, row: int | None) -> None:
@@ -221,7 +244,7 @@ class _Emitter:
         values, where = value.args[:2]
         dims = range(len(value.space))
         opened = self._open(value.space, dims, simd=None, row=row)
-        rest = _address(0, strides, dims)
+        rest = address(0, strides, dims)
         self.line(f"{value.name}[{self._read(where)} + {rest}] {'+=' if add else '='} {self._read(values)};")
         self._close(opened)
 
@@ -229,31 +252,31 @@ class _Emitter:
         """Write the loop nest of a group."""
         space = group.space
         self._current = set(group.members)
-        order = _loop_order(space)
+        order = loop_order(space)
         # Sums over the innermost loop are kept in a register, and added to their place after it.
         summed = [v for v in group.members if v.kind == "reduce" and v.detail[order[-1]]]
         partial = [v for v in summed if len(order) > 1]
         outer = self._open([space[d] for d in order[:-1]], order[:-1], simd=None, row=row)
         for v in partial:
             self.line(f"{v.dtype} {v.name}_ = {start(v)};")
-        simd = _simd_clause(summed, [v.name + "_" if v in partial else v.name for v in summed])
+        simd = simd_clause(summed, [v.name + "_" if v in partial else v.name for v in summed])
         inner = self._open([space[d] for d in order[-1:]], order[-1:], simd=simd, row=row)
         for v in group.members:
             self._member(v, space, target=v.name + "_" if v in partial else None)
         self._close(inner)
         for v in partial:
-            target = v.name if is_scalar(v) else f"{v.name}[{_kept_address(v)}]"
+            target = v.name if is_scalar(v) else f"{v.name}[{kept_address(v)}]"
             self.line(f"{target} = {COMBINES[v.op].format(target, v.name + '_')};")
         self._close(outer)
 
     def _member(self, v: Value, space: tuple[int, ...], *, target: str | None) -> None:
         if v.kind == "reduce":
-            target = target or (v.name if is_scalar(v) else f"{v.name}[{_kept_address(v)}]")
+            target = target or (v.name if is_scalar(v) else f"{v.name}[{kept_address(v)}]")
             self.line(f"{target} = {COMBINES[v.op].format(target, self._read(v.args[0], space))};")
             return
         if v.op == "gather":
             base, where = v.args
-            place = _address(base.offset, base.strides, range(len(space)))
+            place = address(base.offset, base.strides, range(len(space)))
             expression = f"{base.value.name}[{self._read(where, space)} + {place}]"
         else:
             operands = [self._read(a, space) for a in v.args]
@@ -269,7 +292,7 @@ class _Emitter:
         name = v.name if is_scalar(v) else f"{v.name}_"
         self.line(f"const {v.dtype} {name} = {expression};")
         if v in self.schedule.stored:
-            self.line(f"{v.name}[{_address(0, contiguous(space), range(len(space)))}] = {name};")
+            self.line(f"{v.name}[{address(0, contiguous(space), range(len(space)))}] = {name};")
 
     def _read(self, a: Access | Literal, space: tuple[int, ...] | None = None) -> str:
         if isinstance(a, Literal):
@@ -280,7 +303,7 @@ class _Emitter:
             return _fixed_name(a)
         if space is not None and self._is_open(a, space):
             return f"{a.value.name}_"
-        return f"{a.value.name}[{_address(a.offset, a.strides, range(len(a.strides)))}]"
+        return f"{a.value.name}[{address(a.offset, a.strides, range(len(a.strides)))}]"
 
     def _is_open(self, a: Access, space: tuple[int, ...]) -> bool:
         return is_same_place(a, space) and a.value in self._current
@@ -288,7 +311,7 @@ class _Emitter:
     def _open(self, sizes: Sequence[int], dims: Iterable[int], *, simd: str | None, row: int | None = None) -> int:
         """Open loops; ``simd``: clauses for the innermost, None for a plain loop; ``row``: the dim done in blocks."""
         for k, (size, d) in enumerate(zip(sizes, dims, strict=True)):
-            if simd is not None and k == len(sizes) - 1 and size > 1:
+            if simd is not None and k == len(sizes) - 1 and size >= FEW:
                 self.line(f"#pragma omp simd {simd}".rstrip())
             begin, end = ("from", "to") if d == row else (0, size)
             self.line(f"for (int64_t i{d} = {begin}; i{d} < {end}; i{d}++) {{")
@@ -299,34 +322,6 @@ class _Emitter:
         for _ in range(count):
             self.depth -= 1
             self.line("}")
-
-
-def _loop_order(space: tuple[int, ...]) -> list[int]:
-    """Outermost first; the innermost is long enough for the vector unit where there is such a dim."""
-    order = list(range(len(space)))
-    if len(order) > 1 and space[-1] < 8:
-        longest = max(order, key=lambda d: space[d])
-        if space[longest] >= 16:
-            order.remove(longest)
-            order.append(longest)
-    return order
-
-
-def _simd_clause(summed: list[Value], names: list[str]) -> str | None:
-    """Clauses of the vector pragma; None where the compiler cannot reorder what the loop combines."""
-    if any(v.op != "sum" for v in summed):
-        return None
-    return f"reduction(+ : {', '.join(names)})" if names else ""
-
-
-def _kept_address(v: Value) -> str:
-    kept = [d for d, reduced in enumerate(v.detail) if not reduced]
-    return _address(0, contiguous(v.shape), kept)
-
-
-def _address(offset: int, strides: Sequence[int], dims: Iterable[int]) -> str:
-    terms = [f"{s} * i{d}" if s != 1 else f"i{d}" for s, d in zip(strides, dims, strict=True) if s]
-    return " + ".join(([str(offset)] if offset or not terms else []) + terms)
 
 
 def _fixed_name(a: Access) -> str:

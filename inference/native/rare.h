@@ -30,7 +30,7 @@ template <class T> static T ppl_div_floor(T a, T b) {
 static double ppl_trigamma(double x) {
     double sign = 1.0, sum = 0.0;
     if (x < 0.5) {
-        double s = std::sin(M_PI * (x - std::floor(x)));
+        double s = std::sin(M_PI * (x - std::nearbyint(x)));
         sum = -(M_PI / s) * (M_PI / s);
         sign = -1.0;
         x = 1.0 - x;
