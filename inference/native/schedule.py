@@ -151,14 +151,14 @@ def _own_row(access: Access, position: int, reader: Value, group: Group, rows: i
     """Whether a read of a value that is made row by row stays in the row that is being computed."""
     value = access.value
     if value.kind == "rows":  # one number a row, or a sum over rows
-        made_by_row = value.op == "dot_rows"
-        return made_by_row and _reads_rows_of(access, 1, position, reader, group, rows)
-    if value.kind != "pointwise":
+        return value.op == "dot_rows" and _reads_rows_of(access, 1, position, reader, group, rows)
+    if value.kind not in ("pointwise", "reduce"):
         return False
     row = max(range(len(value.space)), key=lambda d: value.space[d])
-    if value.space[row] != rows:
+    kept = [d for d in range(len(value.space)) if value.kind == "pointwise" or not value.detail[d]]
+    if value.space[row] != rows or row not in kept:
         return False
-    return _reads_rows_of(access, contiguous(value.space)[row], position, reader, group, rows)
+    return _reads_rows_of(access, contiguous(value.shape)[kept.index(row)], position, reader, group, rows)
 
 
 def _reads_rows_of(access: Access, step: int, position: int, reader: Value, group: Group, rows: int) -> bool:
