@@ -1,6 +1,7 @@
 """NUTS: by nutpie on the flat log density, or Pyro's own kernel for comparison."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,6 +25,9 @@ ADAPTATIONS = ("diag", "low_rank")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Leapfrog steps a draw, to estimate whether compiling pays; most models take 7 to 15.
 TYPICAL_STEPS = 8
+# Draws of a chain below which nothing is worth keeping; the diagnostics need as many.
+MIN_DRAWS = 4
+TOO_EARLY = f"interrupted before a chain had {MIN_DRAWS} draws after its warm-up"
 
 # nutpie's names for what ArviZ reads; the second column is the name ArviZ's diagnostics look for.
 _STATISTICS = {
@@ -85,7 +89,7 @@ class NUTS:
     save_warmup: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("num_warmup", 1), ("num_samples", 4), ("num_chains", 1), ("max_tree_depth", 1)):
+        for name, least in (("num_warmup", 1), ("num_samples", MIN_DRAWS), ("num_chains", 1), ("max_tree_depth", 1)):
             check_count(name, getattr(self, name), least=least)
         check_number("target_accept", self.target_accept, above=0.0, below=1.0)
         check_choice("backend", self.backend, BACKENDS)
@@ -169,20 +173,24 @@ def check_number(name: str, value: Any, *, above: float, below: float = float("i
 def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
     """Sample with nutpie; points (chain, warm-up + draws, D), statistics alike, adapted quantities."""
     compiled = _native(density) or _through_python(density)
-    trace = nutpie_sample(
-        compiled,
-        draws=engine.num_samples,
-        tune=engine.num_warmup,
-        chains=engine.num_chains,
-        # In Python every gradient holds the interpreter lock, so more threads would only contend.
-        cores=min(engine.num_chains, num_cores()) if density.native is not None else 1,
-        seed=problem.seed,
-        progress_bar=problem.progress,
-        low_rank_modified_mass_matrix=engine.adaptation == "low_rank",
-        target_accept=engine.target_accept,
-        maxdepth=engine.max_tree_depth,
-        store_mass_matrix=True,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains", UserWarning)  # ArviZ, after an early interruption
+        trace = nutpie_sample(
+            compiled,
+            draws=engine.num_samples,
+            tune=engine.num_warmup,
+            chains=engine.num_chains,
+            # In Python every gradient holds the interpreter lock, so more threads would only contend.
+            cores=min(engine.num_chains, num_cores()) if density.native is not None else 1,
+            seed=problem.seed,
+            progress_bar=problem.progress,
+            low_rank_modified_mass_matrix=engine.adaptation == "low_rank",
+            target_accept=engine.target_accept,
+            maxdepth=engine.max_tree_depth,
+            store_mass_matrix=True,
+        )
+    if not hasattr(trace, "posterior"):
+        raise KeyboardInterrupt(TOO_EARLY)
     groups = [(trace[f"{w}posterior"], trace[f"{w}sample_stats"]) for w in ("warmup_", "")]
     points = np.concatenate([posterior["point"].values for posterior, _ in groups], axis=1)
     stats = {
@@ -190,12 +198,35 @@ def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
     }
     for name in ("tree_depth", "n_steps"):
         stats[name] = stats[name].astype(np.int64)
-    final = groups[-1][1]
-    mass = final["mass_matrix_inv" if "mass_matrix_inv" in final else "mass_matrix_stds"].values[:, -1]
-    adapted = {"step_size": final["step_size_bar"].values[:, -1], "inverse_mass": mass}
     if density.native is not None:  # nobody counts in native code; each chain starts with one
         density.num_gradients += int(stats["n_steps"].sum()) + engine.num_chains
-    return points, stats, adapted
+    chains, length = _usable(np.isfinite(points).all(axis=2).sum(axis=1) - engine.num_warmup)
+    final = groups[-1][1]
+    mass = final["mass_matrix_inv" if "mass_matrix_inv" in final else "mass_matrix_stds"].values
+    adapted = {"step_size": final["step_size_bar"].values, "inverse_mass": mass}
+    end = engine.num_warmup + length
+    return (
+        points[chains, :end],
+        {name: value[chains, :end] for name, value in stats.items()},
+        {name: value[chains, length - 1] for name, value in adapted.items()},
+    )
+
+
+def _usable(lengths: np.ndarray) -> tuple[np.ndarray, int]:
+    """Choose chains, and how many draws of each, that keep the most draws of an interrupted run.
+
+    Parameters
+    ----------
+    lengths
+        Draws after warm-up of each chain; negative for one that has not passed it.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    kept = np.arange(1, len(lengths) + 1) * lengths[order]
+    num = int(np.argmax(kept)) + 1
+    length = int(lengths[order[num - 1]])
+    if length < MIN_DRAWS:
+        raise KeyboardInterrupt(TOO_EARLY)
+    return np.sort(order[:num]), length
 
 
 def _native(density: Density) -> Any:
@@ -267,11 +298,7 @@ Part = tuple[np.ndarray, dict[str, np.ndarray]]
 
 
 def _split(points: np.ndarray, stats: dict[str, np.ndarray], num_warmup: int) -> tuple[Part, Part]:
-    """Split into kept draws and warm-up, leaving out chains that an interruption cut short."""
-    whole = np.isfinite(points).all(axis=(1, 2))
-    if not whole.any():
-        raise KeyboardInterrupt("interrupted before the first chain was complete")
-    points, stats = points[whole], {name: value[whole] for name, value in stats.items()}
+    """Split into kept draws and warm-up."""
     kept = points[:, num_warmup:], {name: value[:, num_warmup:] for name, value in stats.items()}
     return kept, (points[:, :num_warmup], {name: value[:, :num_warmup] for name, value in stats.items()})
 
