@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 
 from inference.markov import markov_operators
 from inference.progress import bar
+from inference.random_operations import BATCHABLE_DRAWS, batchable
 from inference.recorder import Trace, trace
 
 logger = logging.getLogger(__name__)
@@ -69,13 +70,13 @@ class Recording:
         with pyro.validation_enabled(False), _functional_log(), markov_operators(), _TensorIndexing():
             traces = [trace(_gradient_of(function) if gradient else function, arguments, data)]
             out_spec, constants = traces[0].out_spec, []
-            if traces[0].stale or _mutates(_batchable(traces[0].module)):
+            if traces[0].stale or _mutates(batchable(traces[0].module)):
                 *traces, constants = _functionalized(function, arguments, data)
                 if gradient:
                     value = traces[-1].module
                     traces.append(trace(_gradient_of(lambda *a: value(*a)[0]), arguments, [*data, *constants]))
         last = traces[-1]
-        if last.stale or _mutates(_batchable(last.module)):  # a folded constant would change at every run
+        if last.stale or _mutates(batchable(last.module)):  # a folded constant would change at every run
             raise NotImplementedError("an in-place operation on a constant cannot be recorded")
         self.read = frozenset(i for t in traces for i in t.read if i < len(data))
         _poison_failures(last.module)
@@ -192,46 +193,6 @@ def _functionalized(
     first.module.recompile()
     last = trace(torch.func.functionalize(first.module), tree_leaves(tuple(arguments)), [*data, *constants])
     return first, last, constants
-
-
-def _categorical(probs: torch.Tensor, num_samples: int, *rest: Any, **named: Any) -> torch.Tensor:
-    """Draw by inverting the distribution function: ten times faster than torch's multinomial for one draw a row.
-
-    Weights that are no distribution (NaN, all zero) give a state that does not exist.
-    """
-    if num_samples != 1:
-        return torch.multinomial(probs, num_samples, *rest, **named)
-    cumulative = probs.cumsum(-1)
-    total = cumulative[..., -1:]
-    state = (cumulative <= torch.rand_like(total) * total).sum(-1, keepdim=True)
-    last = probs.shape[-1] - 1
-    return torch.where(total > 0, state.clamp(max=last), last + 1)
-
-
-# These random operations cannot be batched by vmap, or not fast; the ones they are replaced by can, and have the same
-# distribution.
-BATCHABLE_DRAWS: dict[Any, Callable[..., torch.Tensor]] = {
-    operation: draw
-    for operations, draw in (
-        (("normal_", "normal_functional"), lambda x, mean=0.0, std=1.0: mean + std * torch.randn_like(x)),
-        (("uniform_", "uniform"), lambda x, low=0.0, high=1.0: low + (high - low) * torch.rand_like(x)),
-        (("exponential_", "exponential"), lambda x, rate=1.0: -torch.log1p(-torch.rand_like(x)) / rate),
-        (
-            ("cauchy_", "cauchy"),
-            lambda x, loc=0.0, scale=1.0: loc + scale * torch.tan(torch.pi * (torch.rand_like(x) - 0.5)),
-        ),
-        (("multinomial",), _categorical),
-    )
-    for operation in (getattr(torch.ops.aten, name) for name in operations)
-}
-
-
-def _batchable(graph: GraphModule) -> GraphModule:
-    for node in graph.graph.nodes:
-        draw = BATCHABLE_DRAWS.get(getattr(node.target, "overloadpacket", None))
-        if draw is not None:
-            node.target, node.kwargs = draw, {} if draw is not _categorical else node.kwargs
-    return graph
 
 
 def _poison_failures(graph: GraphModule) -> None:

@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference.density import VERIFY_POINTS, VERIFY_TOLERANCE
-from inference.graph import BATCHABLE_DRAWS, random_nodes, record
+from inference.graph import random_nodes, record
+from inference.random_operations import BATCHABLE_DRAWS, categorical
 
 # Verification moves every unconstrained parameter by this standard deviation, so that a value mistaken for a constant
 # shows, and the guide stays where it makes sense.
@@ -287,7 +288,7 @@ def _noise(node: Node, result: torch.Tensor) -> Noise | None:
     shape, dtype = result.shape, result.dtype
     packet = getattr(node.target, "overloadpacket", None)
     if node.target in BATCHABLE_DRAWS.values():
-        if any(isinstance(a, Node) for a in node.args[1:]):
+        if node.target is categorical or any(isinstance(a, Node) for a in node.args[1:]):
             return None
         return Noise(shape, dtype, lambda num: node.target(result.new_empty(num, *shape), *node.args[1:]))
     if packet in (_aten.randn, _aten.randn_like):

@@ -20,11 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference import SVI, InputError, fit, svi_backends, svi_graph, svi_native
 from inference.elbo import make_elbo
-from inference.graph import BATCHABLE_DRAWS, random_nodes
+from inference.graph import random_nodes
 from inference.guides import check_guide, make_guide, samples_discrete
 from inference.isolation import isolated
 from inference.native.compiler import find_compiler
 from inference.optimise import AdamRates, make_stepper
+from inference.random_operations import BATCHABLE_DRAWS
 from inference.sites import read_sites
 from inference.stopping import Stages
 from inference.svi_backends import choose_steps
