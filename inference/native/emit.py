@@ -345,7 +345,14 @@ def _number(a: Literal) -> str:
 # Positive codes tell nutpie that a point has no density; a trajectory ends there.
 _DENSITY = """
 static int64_t ppl_point(const double* point, double* gradient, double* value, const void* const* constants) {
-    real at[DIM], g[DIM], v;
+    if (sizeof(real) == sizeof(double)) {
+        const void* inputs[1] = {point};
+        void* outputs[2] = {gradient, value};
+        return ppl_evaluate(inputs, outputs, constants);
+    }
+    static thread_local Scratch scratch;  // a thread has 2 MB of stack, which a long vector would exceed
+    real *at = (real*)scratch.get(sizeof(real) * DIM * 2), *g = at + DIM, v;
+    if (!at) return -1;
     for (int64_t i = 0; i < DIM; i++) at[i] = (real)point[i];
     const void* inputs[1] = {at};
     void* outputs[2] = {g, &v};
