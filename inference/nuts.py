@@ -1,12 +1,12 @@
 """NUTS: by nutpie on the flat log density, or Pyro's own kernel for comparison."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow
 import torch
 from nutpie import __version__ as nutpie_version
 from nutpie import sample as nutpie_sample
@@ -173,43 +173,48 @@ def check_number(name: str, value: Any, *, above: float, below: float = float("i
 def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
     """Sample with nutpie; points (chain, warm-up + draws, D), statistics alike, adapted quantities."""
     compiled = _native(density) or _through_python(density)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "More chains", UserWarning)  # ArviZ, after an early interruption
-        trace = nutpie_sample(
-            compiled,
-            draws=engine.num_samples,
-            tune=engine.num_warmup,
-            chains=engine.num_chains,
-            # In Python every gradient holds the interpreter lock, so more threads would only contend.
-            cores=min(engine.num_chains, num_cores()) if density.native is not None else 1,
-            seed=problem.seed,
-            progress_bar=problem.progress,
-            low_rank_modified_mass_matrix=engine.adaptation == "low_rank",
-            target_accept=engine.target_accept,
-            maxdepth=engine.max_tree_depth,
-            store_mass_matrix=True,
-        )
-    if not hasattr(trace, "posterior"):
-        raise KeyboardInterrupt(TOO_EARLY)
-    groups = [(trace[f"{w}posterior"], trace[f"{w}sample_stats"]) for w in ("warmup_", "")]
-    points = np.concatenate([posterior["point"].values for posterior, _ in groups], axis=1)
+    trace = nutpie_sample(
+        compiled,
+        draws=engine.num_samples,
+        tune=engine.num_warmup,
+        chains=engine.num_chains,
+        # In Python every gradient holds the interpreter lock, so more threads would only contend.
+        cores=min(engine.num_chains, num_cores()) if density.native is not None else 1,
+        seed=problem.seed,
+        progress_bar=problem.progress,
+        low_rank_modified_mass_matrix=engine.adaptation == "low_rank",
+        target_accept=engine.target_accept,
+        maxdepth=engine.max_tree_depth,
+        store_mass_matrix=True,
+        return_raw_trace=True,  # nutpie's own conversion takes longer than sampling a small model
+    )
+    draws, statistics = trace.get_arrow_trace()  # one table a chain
+    if density.native is not None:  # nobody counts in native code; each chain starts with one
+        steps = sum(int(_column(table, "n_steps", table.num_rows).sum()) for table in statistics)
+        density.num_gradients += steps + engine.num_chains
+    chains, length = _usable(np.array([table.num_rows for table in draws]) - engine.num_warmup)
+    end = engine.num_warmup + length
+    draws, statistics = ([tables[c] for c in chains] for tables in (draws, statistics))
+    points = np.stack([_column(table, "point", end) for table in draws])
     stats = {
-        ours: np.concatenate([g[theirs].values for _, g in groups], axis=1) for theirs, ours in _STATISTICS.items()
+        ours: np.stack([_column(table, theirs, end) for table in statistics]) for theirs, ours in _STATISTICS.items()
     }
     for name in ("tree_depth", "n_steps"):
         stats[name] = stats[name].astype(np.int64)
-    if density.native is not None:  # nobody counts in native code; each chain starts with one
-        density.num_gradients += int(stats["n_steps"].sum()) + engine.num_chains
-    chains, length = _usable(np.isfinite(points).all(axis=2).sum(axis=1) - engine.num_warmup)
-    final = groups[-1][1]
-    mass = final["mass_matrix_inv" if "mass_matrix_inv" in final else "mass_matrix_stds"].values
-    adapted = {"step_size": final["step_size_bar"].values, "inverse_mass": mass}
-    end = engine.num_warmup + length
-    return (
-        points[chains, :end],
-        {name: value[chains, :end] for name, value in stats.items()},
-        {name: value[chains, length - 1] for name, value in adapted.items()},
-    )
+    mass = "mass_matrix_inv" if "mass_matrix_inv" in statistics[0].column_names else "mass_matrix_stds"
+    adapted = {
+        "step_size": np.stack([_column(table, "step_size_bar", end)[-1] for table in statistics]),
+        "inverse_mass": np.stack([_column(table, mass, end)[-1] for table in statistics]),
+    }
+    return points, stats, adapted
+
+
+def _column(table: Any, name: str, end: int) -> np.ndarray:
+    """Give the first rows of a column of nutpie's tables, (end,) or (end, width)."""
+    column = pyarrow.array(table.column(name))[:end]
+    if hasattr(column, "flatten") and pyarrow.types.is_nested(column.type):
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return column.to_numpy(zero_copy_only=False)
 
 
 def _usable(lengths: np.ndarray) -> tuple[np.ndarray, int]:
