@@ -26,18 +26,19 @@ def leaves(result):
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
+def weights(x):
+    return torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).view(x.shape)
+
+
 def with_gradients(function, arguments):
-    """Results of a function, and the gradients of a weighted sum of them with respect to its real arguments."""
+    """Results of a function, and the gradients of a sum of them with respect to its real arguments."""
     real = [a.detach().requires_grad_() if a.is_floating_point() else a for a in arguments]
     with torch.enable_grad():
         results = leaves(function(*real))
-        weighted = [
-            (r * torch.linspace(0.5, 1.5, r.numel(), dtype=r.dtype).view(r.shape)).sum()
-            for r in results
-            if r.requires_grad
-        ]
+        # every other one weighted: the gradient of a plain sum is one number, repeated
+        sums = [r.sum() if i % 2 else (r * weights(r)).sum() for i, r in enumerate(results) if r.requires_grad]
         wanted = [a for a in real if a.requires_grad]
-        gradients = torch.autograd.grad(sum(weighted), wanted, materialize_grads=True) if weighted else ()
+        gradients = torch.autograd.grad(sum(sums), wanted, materialize_grads=True) if sums else ()
     return [r.detach() for r in results] + list(gradients)
 
 
@@ -69,16 +70,19 @@ class Programs:
             named += [(name, r) for r in results]
         return named
 
-    def differences(self, arguments, tolerance):
-        """Name the functions whose results differ, and say how."""
+    def differences(self, arguments, tolerance, **options):
+        """Name the functions whose results differ by more than ``tolerance(name)``, and say how."""
         got = self.native(*(a.numpy(force=True) for a in arguments))
         pairs = zip(self.eager(arguments), got, strict=True)
-        told = {name: difference(g, e.numpy(force=True), tolerance(name)) for (name, e), g in pairs}
+        told = {name: difference(g, e.numpy(force=True), tolerance(name), **options) for (name, e), g in pairs}
         return {name: said for name, said in told.items() if said}
 
 
-def difference(got, expected, tolerance):
-    """Say how two arrays differ: beyond a relative tolerance, which is eased where sums cancel; empty if they agree."""
+def difference(got, expected, tolerance, *, ease=1e-2):
+    """Say how two arrays differ: by more than a relative tolerance; empty if they agree.
+
+    Numbers below ``ease`` times the largest are held to what that part of it is: they may be what is left of a sum.
+    """
     if (got.shape, got.dtype) != (expected.shape, expected.dtype):
         return f"{got.dtype} {got.shape} for {expected.dtype} {expected.shape}"
     if expected.dtype.kind != "f":
@@ -87,7 +91,8 @@ def difference(got, expected, tolerance):
         finite = np.isfinite(expected)
         scale = np.abs(expected[finite]).max(initial=0.0)
         with np.errstate(all="ignore"):
-            bad = np.abs(got - expected) > tolerance * (np.abs(expected) + 1e-2 * scale)
+            bad = np.abs(got - expected) > tolerance * np.maximum(np.abs(expected), ease * scale)
+            bad &= np.abs(got - expected) > np.finfo(expected.dtype).tiny
             bad = np.where(finite & np.isfinite(got), bad, ~((got == expected) | (np.isnan(got) & np.isnan(expected))))
     if not bad.any():
         return ""

@@ -43,7 +43,13 @@ VIEWS = {
     ),
     "flipped": lambda x: (x.flip(1), x.flip(0, 1)[1:].T, x.flip(0).reshape(-1), x.flip(1)[:, ::2].flip(0), x.rot90()),
     "diagonals": lambda x: (x.diagonal(), x.diagonal(1), x.diagonal(-1), torch.diag(x[0]), torch.diag_embed(x)),
-    "parts": lambda x: (*x.unbind(1), *x.split(3, 1), x.split([1, 3], 1)[1], x.chunk(2, 1)[1], *x.detach().unfold(1, 2, 1)),
+    "parts": lambda x: (
+        *x.unbind(1),
+        *x.split(3, 1),
+        x.split([1, 3], 1)[1],
+        x.chunk(2, 1)[1],
+        *x.detach().unfold(1, 2, 1),
+    ),
     "triangles": lambda x: (x.tril(), x.triu(1), x.tril(-1), (x > 0).tril(), torch.trace(x)),
     "rolled": lambda x: (x.roll(1, 1), torch.roll(x, (1, -1), (0, 1)), x.repeat_interleave(2, dim=0)),
     "joined": lambda x: (
