@@ -5,7 +5,9 @@ import pytest
 from inference.cli import main
 from inference.engine_names import parse_engines
 from inference.errors import InputError
+from inference.native.compiler import find_compiler
 
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler here")
 SMALL = ["--num-samples", "50", "--num-chains", "2", "--no-progress"]
 
 
@@ -20,7 +22,9 @@ def compared(capsys):
     return run
 
 
-@pytest.mark.parametrize(("backend", "density"), [("python", "graph"), ("native", "native")])
+@pytest.mark.parametrize(
+    ("backend", "density"), [("python", "graph"), pytest.param("native", "native", marks=needs_compiler)]
+)
 def test_compare_runs_on_the_backend_and_says_so(compared, backend, density):
     costs = compared("--backend", backend)
     assert f"nutpie, {density} density" in costs
@@ -35,6 +39,7 @@ def test_compare_shows_the_reason_once_and_for_whom(compared, monkeypatch):
     assert "nutpie, graph density" in text
 
 
+@needs_compiler
 def test_control_no_reason_where_nothing_failed(compared):
     assert "compiler" not in compared("--backend", "native")
 
