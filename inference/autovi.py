@@ -89,6 +89,7 @@ class AutoVI:
         """Fit the Gaussian; called by `inference.fit.fit`."""
         begin = time.perf_counter()
         density = problem.density
+        density.require_no_noise()
         setup = time.perf_counter() - begin
         begin = time.perf_counter()
         density.move(torch.device(self.device))

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from inference.devices import moved
 from inference.errors import InputError, one_line
 from inference.fingerprint import Unknown, fingerprint
-from inference.graph import batched, loop, map_draws, python_seconds, second, widest
+from inference.graph import batched, loop, map_draws, python_seconds, random_nodes, second, widest
 from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_graph
 from inference.recorded import Inputs, bound_graph
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
@@ -172,6 +172,18 @@ class Density:
         else:
             self.device, self._many = device, gradients
             self._values = lambda points: values(points.to(device)).cpu()
+
+    def require_no_noise(self) -> None:
+        """Raise `InputError` for a model whose density depends on random numbers that it draws."""
+        if not self._workable or (self.graph is not None and not random_nodes(self.graph)):
+            return
+        points, _, values = self._workable
+        if torch.allclose(self._eager_grad(points[0])[1], values[0], rtol=1e-12, atol=0, equal_nan=True):
+            return
+        raise InputError(
+            "model: its density is another one at every evaluation, since it draws random numbers outside of "
+            "pyro.sample (torch.randn, dropout); make them data or latent sites, or use SVI."
+        )
 
     def unflatten(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         """Split one vector (D,) into unconstrained values by site."""

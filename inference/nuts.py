@@ -108,6 +108,7 @@ class NUTS:
         """Sample all chains; called by `inference.fit.fit`."""
         begin = time.perf_counter()
         density = problem.density
+        density.require_no_noise()
         density.starts(1, generator=np.random.default_rng(problem.seed))  # refuse early, naming the site
         setup = time.perf_counter() - begin
         begin = time.perf_counter()

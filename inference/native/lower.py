@@ -96,7 +96,7 @@ class _Lowering(Dense, Indexing):
                 env[node] = self.constant(prefix + node.target, getattr(graph, node.target))
             elif node.op == "output":
                 return list(torch.fx.map_arg(torch.utils._pytree.tree_leaves(node.args[0]), lambda n: env[n]))
-            else:
+            elif node.users:  # a random number that nothing uses is kept in the graph
                 args, kwargs = (torch.fx.map_arg(a, lambda n: env[n]) for a in (node.args, node.kwargs))
                 env[node] = self.operation(node, args, kwargs)
         raise AssertionError("a graph has an output")
