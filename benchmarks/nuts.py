@@ -8,35 +8,56 @@ Usage: python -m benchmarks.nuts [--models schools hmm ...] [--peers ours numpyr
        [--out docs/benchmarks.md] [--reuse DIR] [--again ours] [--time-limit 300]
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.command import bench_of, peers_parser, publish
-from benchmarks.measure import compared
+from benchmarks.measure import Bench, compared
 from benchmarks.models import CASES
 from benchmarks.peers import TITLES, VARIANTS
 from benchmarks.startup import startup_table
 from benchmarks.tables import Measured, disagreements, number, peer_table, ratio_table, summarise
 
+# A variant this many times slower than the best is not just unlucky.
+FAR = 1.5
+
 DEFINITIONS = """
-Microseconds per gradient: seconds of warm-up and draws, all chains on all cores, over the number of leapfrog steps. \
-ESS: the smallest bulk effective sample size of any latent quantity, by ArviZ, the same function for all; its seconds \
-are those of warm-up and draws, or with start-up everything from the model and the data to the draws in memory: \
-recording, compiling, starting points (imports are left out). Pyro draws its chains one after the other unless there \
-are more cores than chains; then one chain is run, which has the same rates. NumPyro: the best of its three chain \
-methods, float64. Stan: seconds by its own clock, without the passing of draws between PyStan's processes. Stan + \
-nutpie: a library of our own with BridgeStan's interface, Stan's headers from httpstan. Memory: the process itself, \
-not its compilers. Medians over repeats with different seeds; posterior means agree between all peers unless said.
+Microseconds per gradient: seconds of warm-up and draws, all chains on all cores, over the number of leapfrog \
+steps. ESS: the smallest bulk effective sample size of any latent quantity, by ArviZ, the same function for all; \
+its seconds are those of warm-up and draws, or with start-up everything from the model and the data to the draws in \
+memory: recording, compiling, starting points (imports are left out). Ours: without the draws of discrete sites \
+that were summed out, which no other peer gives. Pyro draws its chains one after the other unless there are more \
+cores than chains; then one chain is run, which has the same rates, and cut short if it would take more than half a \
+minute. NumPyro: the best of its three chain methods, float64. Stan: seconds by its own clock, without the passing \
+of draws between PyStan's processes. Stan + nutpie: a library of our own with BridgeStan's interface, Stan's \
+headers from httpstan. Memory: the process itself, not its compilers. Medians over repeats with different seeds; \
+posterior means agree between all peers unless said.
 """
 
 
-def plan(models: list[str], peers: list[str], repeats: int) -> Iterator[tuple[str, str, int]]:
-    """Give model, peer with variant, and seed; peers take turns, so that a slow minute of the machine hits all."""
+Results = dict[tuple[str, str, int], dict[str, Any]]
+
+
+def measure(bench: Bench, models: list[str], repeats: int) -> Results:
+    """Run everything, by (model, peer with variant, seed).
+
+    Peers take turns, so that a slow minute of the machine hits all. Variants that the first seed shows to be far from
+    the best of their peer are not run again.
+    """
+    results: Results = {}
     for seed in range(1, repeats + 1):
         for model in models:
-            for peer in peers:
-                for variant in VARIANTS.get(peer, ("",)):
-                    yield model, f"{peer}:{variant}" if variant else peer, seed
+            for peer in bench.pythons:
+                names = [f"{peer}:{variant}" if variant else peer for variant in VARIANTS.get(peer, ("",))]
+                for name in names if seed == 1 else worthwhile(results, model, names):
+                    results[model, name, seed] = bench.run("nuts", model, name, str(seed), {"seed": seed})
+    return results
+
+
+def worthwhile(results: Results, model: str, names: list[str]) -> list[str]:
+    """Choose the variants that took less than `FAR` times the sampling seconds of the fastest."""
+    seconds = {name: results[model, name, 1].get("sampling", float("inf")) for name in names}
+    return [name for name in names if seconds[name] <= FAR * min(seconds.values())]
 
 
 def report(results: Mapping[tuple[str, str, int], dict[str, Any]], models: list[str]) -> str:
@@ -76,10 +97,7 @@ def main() -> None:
     parser.add_argument("--no-startup", action="store_true", help="leave out the start-up times of ours")
     arguments = parser.parse_args()
     bench, head = bench_of(arguments)
-    results = {
-        (model, peer, seed): bench.run("nuts", model, peer, str(seed), {"seed": seed})
-        for model, peer, seed in plan(arguments.models, list(bench.pythons), arguments.repeats)
-    }
+    results = measure(bench, arguments.models, arguments.repeats)
     parts = [head, report(results, arguments.models)]
     if "ours" in bench.pythons and not arguments.no_startup:
         parts.append(f"### From nothing to a posterior of eight schools\n\n{startup_table()}")

@@ -18,7 +18,7 @@ from benchmarks.command import bench_of, peers_parser, publish
 from benchmarks.measure import Bench
 from benchmarks.models import CASES
 from benchmarks.peers import SVI_VARIANTS, TITLES
-from benchmarks.tables import geometric_mean, markdown, number
+from benchmarks.tables import markdown, mean_cell, number
 
 MODELS = ("schools", "logistic-1000x20", "logistic-20000x50", "groups")
 PEERS = ("ours", "pyro", "numpyro", "pymc+nutpie")
@@ -63,8 +63,7 @@ def step_table(times: Times, guide: str, models: list[str], peers: list[str]) ->
     rows = [[titles[peer], *(number(times.get((guide, m, peer))) for m in models), ""] for peer in peers]
     for peer in ("pyro", "numpyro"):
         faster = [_ratio(times.get((guide, m, peer)), times.get((guide, m, "ours"))) for m in models]
-        mean = geometric_mean(value for value in faster if np.isfinite(value))
-        rows.append([f"{titles[peer]} / ours", *map(number, faster), f"**{number(mean)}**"])
+        rows.append([f"{titles[peer]} / ours", *map(number, faster), mean_cell(faster)])
     return markdown(["microseconds", *(CASES[m].title for m in models), "geometric mean"], rows)
 
 

@@ -72,6 +72,14 @@ def geometric_mean(values: Iterable[float]) -> float:
     return exp(sum(logs) / len(logs)) if logs else float("nan")
 
 
+def mean_cell(values: Sequence[float]) -> str:
+    """Write the geometric mean of the values there are, and how many there are if some are missing."""
+    known = [value for value in values if isfinite(value)]
+    return f"**{number(geometric_mean(known))}**" + (
+        f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    )
+
+
 def ratios(summary: Summary, models: Sequence[str], peers: Sequence[str], *, field: str = "rate") -> list[float]:
     """Ratio of ours to the best of some peers, model by model; NaN where either was not measured."""
     result = []
@@ -114,8 +122,7 @@ def ratio_table(summary: Summary, titles: Mapping[str, str]) -> str:
     for what, field in (("", "rate"), (", with start-up", "rate_with_start")):
         for shown, peers in (("Pyro", ["pyro"]), ("NumPyro", ["numpyro"]), ("best peer", BASELINES)):
             values = ratios(summary, list(titles), peers, field=field)
-            mean = geometric_mean(value for value in values if isfinite(value))
-            rows.append([f"ours / {shown}{what}", *map(number, values), f"**{number(mean)}**"])
+            rows.append([f"ours / {shown}{what}", *map(number, values), mean_cell(values)])
     return markdown(["", *titles.values(), "geometric mean"], rows)
 
 

@@ -152,6 +152,15 @@ def test_rates_follow_from_seconds_and_the_worst_quantity():
     assert flat(results["schools", "stan", 1]["draws"]).shape == (4, 500, 4)
 
 
+def test_variants_far_from_the_best_are_not_repeated():
+    names = ["numpyro:a", "numpyro:b", "numpyro:c"]
+    facts = ({"sampling": 1.0}, {"sampling": 1.4}, {"failed": "why"})
+    results = {("schools", name, 1): fact for name, fact in zip(names, facts, strict=True)}
+    assert nuts.worthwhile(results, "schools", names) == names[:2]
+    results["schools", "numpyro:b", 1]["sampling"] = 1.6
+    assert nuts.worthwhile(results, "schools", names) == names[:1]
+
+
 def test_report_holds_every_table_and_the_reason_of_a_failure():
     text = nuts.report(_results(0.0), ["schools"])
     assert text.count("### ") == 7
@@ -163,7 +172,7 @@ def test_svi_table_says_how_much_faster_ours_is():
     times = {("normal", "schools", "ours"): 2.0, ("normal", "schools", "pyro"): 2000.0}
     lines = svi.step_table(times, "normal", ["schools"], ["ours", "pyro"]).splitlines()
     assert lines[-2] == "| Pyro / ours | 1 000 | **1 000** |"
-    assert lines[-1] == "| NumPyro / ours | – | **–** |"
+    assert lines[-1] == "| NumPyro / ours | – | **–** (0 of 1) |"
 
 
 def test_a_document_keeps_its_prose_when_a_section_is_replaced():

@@ -10,6 +10,9 @@ from benchmarks.models import Case
 from benchmarks.peers.run import Run, Settings, Steps, StepsRun
 
 REQUIRES = ("pyro",)
+# A chain that would take longer is cut, warm-up and draws alike, but not to less than this share.
+MAX_SECONDS, MIN_SHARE = 30.0, 0.3
+LEAPFROG_STEPS = 9  # per iteration, about, on these models
 
 
 def prepare(case: Case, variant: str = "") -> Callable[[Settings], Run]:
@@ -22,31 +25,46 @@ def prepare(case: Case, variant: str = "") -> Callable[[Settings], Run]:
 
     def run(settings: Settings) -> Run:
         pyro.set_rng_seed(settings.seed)
-        # With too few cores Pyro draws its chains one after the other, so one of them has the rates of all.
-        together = (os.cpu_count() or 1) > settings.chains
-        chains = settings.chains if together else 1
-        begin = time.perf_counter()
         data = {name: torch.as_tensor(value) for name, value in case.data().items()}
         kernel = _Timed(NUTS(case.pyro, target_accept_prob=settings.target_accept))
+        # With too few cores Pyro draws its chains one after the other, so one of them has the rates of all.
+        together = (os.cpu_count() or 1) > settings.chains
+        share = 1.0 if together else _share(NUTS(case.pyro), data, settings)
+        begin = time.perf_counter()
         mcmc = MCMC(
             kernel.kernel,
-            num_samples=settings.draws,
-            warmup_steps=settings.warmup,
-            num_chains=chains,
+            num_samples=int(share * settings.draws),
+            warmup_steps=int(share * settings.warmup),
+            num_chains=settings.chains if together else 1,
             disable_progbar=True,
         )
+        count.value = 0
         mcmc.run(**data)
         total = time.perf_counter() - begin
         samples = mcmc.get_samples(group_by_chain=True)
+        cut = f" of {int(share * settings.warmup)} + {int(share * settings.draws)} iterations" if share < 1.0 else ""
         return Run(
             draws={name: samples[name].numpy() for name in case.quantities},
             num_gradients=count.value,
             sampling=total - kernel.setup_seconds,
             total=total,
-            note="" if together else f"1 of {settings.chains} chains, which would follow one another at the same rate",
+            note="" if together else f"one chain{cut}",
         )
 
     return run
+
+
+def _share(kernel: Any, data: dict[str, Any], settings: Settings) -> float:
+    """Choose the share of the iterations that takes about `MAX_SECONDS`; rates need not more."""
+    from pyro.ops import integrator
+
+    kernel.setup(0, **data)
+    start = kernel.initial_params
+    begin = time.perf_counter()
+    for _ in range(20):
+        integrator.potential_grad(kernel.potential_fn, start)
+    seconds = (time.perf_counter() - begin) / 20 * LEAPFROG_STEPS * settings.iterations
+    return min(1.0, max(MIN_SHARE, MAX_SECONDS / seconds))
 
 
 class _Timed:
