@@ -116,6 +116,12 @@ def subsampled(y, size=2):
         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y[rows])
 
 
+def noisy(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("obs", dist.Normal(mu + torch.randn(len(y)), 1.0), obs=y)
+
+
 def with_param(y):
     width = pyro.param("width", torch.tensor(1.0), constraint=constraints.positive)
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))

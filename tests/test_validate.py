@@ -20,6 +20,7 @@ from tests.awkward_models import (
     latent_of_wrong_length,
     no_latent,
     no_sample,
+    noisy,
     normal,
     only_discrete,
     out_of_reach,
@@ -161,6 +162,14 @@ BAD = {
         {"y": Y},
         ["plate 'row': subsampling .2 of 3.", "remove subsample_size, or use SVI"],
         {"y": Y, "size": 3},
+        engines=("nuts", "auto"),
+    ),
+    "random numbers": Bad(
+        noisy,
+        {"y": Y},
+        ["model: its density is another one at every evaluation", "torch.randn", "or use SVI"],
+        {"y": Y},
+        normal,
         engines=("nuts", "auto"),
     ),
     "pyro.param": Bad(

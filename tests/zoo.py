@@ -7,6 +7,8 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.distributions.transforms import OrderedTransform
 from pyro.infer import config_enumerate
 from pyro.ops.indexing import Vindex
 
@@ -91,6 +93,47 @@ def correlated(y):
         pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
 
 
+def ordered_grades(x, grade):
+    """Cutpoints in increasing order, and an ordered outcome."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    base = dist.Normal(torch.tensor([-1.0, 0.0, 1.0]), 1.0).to_event(1)
+    cutpoints = pyro.sample("cutpoints", dist.TransformedDistribution(base, OrderedTransform()))
+    with pyro.plate("data", len(x)):
+        pyro.sample("grade", dist.OrderedLogistic(slope * x, cutpoints), obs=grade)
+
+
+def partly_missing(y, seen):
+    """Values that were not seen are latent; some more are left out of the likelihood."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y, obs_mask=seen)
+        with poutine.mask(mask=seen):
+            pyro.sample("again", dist.StudentT(4.0, mu, 1.0), obs=y)
+
+
+def scaled_likelihood(y):
+    """A likelihood that counts two and a half times."""
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(y)), poutine.scale(scale=2.5):
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def flat_priors(y):
+    """No prior on location and scale but their support."""
+    loc = pyro.sample("loc", dist.ImproperUniform(dist.constraints.real, (), ()))
+    scale = pyro.sample("scale", dist.ImproperUniform(dist.constraints.positive, (), ()))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(loc, scale), obs=y)
+
+
+def gaussian_process(x, y):
+    """A covariance that depends on latents, and its Cholesky factor."""
+    length = pyro.sample("length", dist.LogNormal(0.0, 1.0))
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    covariance = torch.exp(-0.5 * ((x[:, None] - x) / length) ** 2) + (noise**2 + 1e-6) * torch.eye(len(x))
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance), obs=y)
+
+
 def branching(y):
     """Python control flow on a latent value cannot be recorded."""
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -119,6 +162,14 @@ CASES = {
     "moving_support": Case(moving_support, {"y": _normal(10)}),
     "correlated": Case(correlated, {"y": _normal(2, 4, 3)}),
     "branching": Case(branching, {"y": _normal(10)}, recorded=False),
+}
+# Kinds of models of which only the density is tested.
+MORE_CASES = {
+    "ordered_grades": Case(ordered_grades, {"x": _normal(30), "grade": torch.arange(30) % 4}),
+    "partly_missing": Case(partly_missing, {"y": _normal(12), "seen": torch.arange(12) % 3 > 0}),
+    "scaled_likelihood": Case(scaled_likelihood, {"y": torch.tensor([0.0, 3.0, 2.0, 5.0])}),
+    "flat_priors": Case(flat_priors, {"y": _normal(10)}),
+    "gaussian_process": Case(gaussian_process, {"x": _normal(15), "y": _normal(15, seed=4)}),
 }
 
 # Small settings: these test contracts, not accuracy.
