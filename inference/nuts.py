@@ -173,22 +173,29 @@ def check_number(name: str, value: Any, *, above: float, below: float = float("i
 
 def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
     """Sample with nutpie; points (chain, warm-up + draws, D), statistics alike, adapted quantities."""
-    compiled = _native(density) or _through_python(density)
-    trace = nutpie_sample(
-        compiled,
-        draws=engine.num_samples,
-        tune=engine.num_warmup,
-        chains=engine.num_chains,
-        # In Python every gradient holds the interpreter lock, so more threads would only contend.
-        cores=min(engine.num_chains, num_cores()) if density.native is not None else 1,
-        seed=problem.seed,
-        progress_bar=problem.progress,
-        low_rank_modified_mass_matrix=engine.adaptation == "low_rank",
-        target_accept=engine.target_accept,
-        maxdepth=engine.max_tree_depth,
-        store_mass_matrix=True,
-        return_raw_trace=True,  # nutpie's own conversion takes longer than sampling a small model
-    )
+    failures: list[Exception] = []
+    compiled = _native(density) or _through_python(density, failures)
+    try:
+        trace = nutpie_sample(
+            compiled,
+            draws=engine.num_samples,
+            tune=engine.num_warmup,
+            chains=engine.num_chains,
+            # In Python every gradient holds the interpreter lock, so more threads would only contend.
+            cores=min(engine.num_chains, num_cores()) if density.native is not None else 1,
+            seed=problem.seed,
+            progress_bar=problem.progress,
+            low_rank_modified_mass_matrix=engine.adaptation == "low_rank",
+            target_accept=engine.target_accept,
+            maxdepth=engine.max_tree_depth,
+            store_mass_matrix=True,
+            return_raw_trace=True,  # nutpie's own conversion takes longer than sampling a small model
+        )
+    except RuntimeError:  # nutpie found no start for the next chain
+        if not failures:
+            raise
+    if failures:
+        raise failures[0] from None
     draws, statistics = trace.get_arrow_trace()  # one table a chain
     if density.native is not None:  # nobody counts in native code; each chain starts with one
         steps = sum(int(_column(table, "n_steps", table.num_rows).sum()) for table in statistics)
@@ -226,6 +233,8 @@ def _usable(lengths: np.ndarray) -> tuple[np.ndarray, int]:
     lengths
         Draws after warm-up of each chain; negative for one that has not passed it.
     """
+    if not len(lengths):
+        raise KeyboardInterrupt(TOO_EARLY)
     order = np.argsort(-lengths, kind="stable")
     kept = np.arange(1, len(lengths) + 1) * lengths[order]
     num = int(np.argmax(kept)) + 1
@@ -247,10 +256,10 @@ def _native(density: Density) -> Any:
         return None
 
 
-def _through_python(density: Density) -> Any:
+def _through_python(density: Density, failures: list[Exception]) -> Any:
     return from_pyfunc(
         density.dim,
-        lambda: _in_worker_thread(density),
+        lambda: _in_worker_thread(density, failures),
         lambda *_: lambda point: {"point": point},
         [np.dtype("float64")],
         [(density.dim,)],
@@ -259,14 +268,23 @@ def _through_python(density: Density) -> Any:
     )
 
 
-def _in_worker_thread(density: Density) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+def _in_worker_thread(density: Density, failures: list[Exception]) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Give value and gradient; called by nutpie in the thread that will use it.
 
     torch's thread count is a setting of each thread: a new one splits every small operation over all cores, which made
     gradients 12 to 60 times slower.
     """
     torch.set_num_threads(1)
-    return density.value_and_grad
+
+    def value_and_grad(point: np.ndarray) -> tuple[float, np.ndarray]:
+        try:
+            if not failures:
+                return density.value_and_grad(point)
+        except Exception as error:  # of the model; nutpie would panic, and hide it
+            failures.append(error)
+        return -np.inf, np.zeros(density.dim)
+
+    return value_and_grad
 
 
 def _start(density: Density) -> Callable[[int], np.ndarray]:
