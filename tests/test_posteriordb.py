@@ -1,6 +1,7 @@
 """NUTS against reference posteriors that nobody here made (posteriordb: 10 000 thinned draws of Stan each)."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -94,7 +95,7 @@ def test_centred_eight_schools_diverge_and_say_so(shared):
     model = MODELS["eight_schools_centered"]
     folder = shared / "posteriordb" / "eight_schools-eight_schools_centered"
     data, reference = load(folder, ["y", "sigma"])
-    result = fit(model, data, ENGINE, seed=1)
+    result = fit(model, data, replace(ENGINE, num_chains=8), seed=1)  # chains that stick in the neck differ a lot
     assert result.stats["diverging"].sum() > 0
     verdict = check(result)
     assert verdict.kind is not VerdictKind.TRUST
