@@ -206,6 +206,8 @@ FACTORS = {
         "3x4x4",
         "3x4x2",
     ),
+    "inverse": (lambda x: (torch.linalg.inv(x + 3 * eye(x)), torch.inverse(x.flip(-1))), "2x5x5"),
+    "inverse_of_one": (lambda x: torch.linalg.inv(x), "1x1"),
     "cholesky_solve": (lambda x, b: torch.cholesky_solve(b, torch.linalg.cholesky(spd(x))), "4x4", "4x2"),
     "cholesky_inverse": (lambda x: torch.cholesky_inverse(torch.linalg.cholesky(spd(x))), "4x4"),
     "gaussian_process": (

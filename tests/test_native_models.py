@@ -75,6 +75,23 @@ def test_single_precision(name):
             np.testing.assert_allclose(gradient, right, rtol=1e-4, atol=1e-4 * right.abs().max())
 
 
+def test_constants_of_other_precision():
+    """As a module has them that makes tensors while torch's default is single precision."""
+    scale, place = torch.tensor([0.1, 2.0, 0.3], dtype=torch.float32), torch.tensor([0, 1, 2, 2], dtype=torch.int32)
+
+    def model(y):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(3), scale).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc[place] * scale[place.long()], 1.0), obs=y)
+
+    made = density(model, {"y": torch.ones(4)})
+    made.compile()
+    assert (made.backend, made.reason) == ("native", "")
+    at = points(made.dim, 5, 2.0)
+    expected = [made.eager(torch.as_tensor(point)).item() for point in at]
+    np.testing.assert_allclose(made.log_density(at), expected, rtol=1e-14)
+
+
 def test_control_flow_on_a_latent_stays_with_pyro():
     made = density(branching, {"y": Y})
     made.compile()

@@ -130,14 +130,16 @@ def test_a_model_that_fills_a_tensor_in_place():
 
 def test_a_matrix_that_cannot_be_factorised_gives_nan():
     def factors(x):
-        return torch.linalg.cholesky(x), 2 * x
+        return torch.linalg.cholesky(x), torch.linalg.inv(x), 2 * x
 
-    example = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    example = torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)
     native = compile_graph(record(factors, example), example)
-    matrices = torch.stack([example[0], -example[0]])
-    root, double = native(matrices.numpy())
+    matrices = torch.stack([example[0], -example[0], 0 * example[0]])
+    root, inverse, double = native(matrices.numpy())
     np.testing.assert_array_equal(root[0], np.eye(3))
-    assert np.isnan(root[1]).all()
+    assert np.isnan(root[1:]).all()
+    np.testing.assert_array_equal(inverse[:2], matrices[:2])
+    assert np.isnan(inverse[2]).all()
     np.testing.assert_array_equal(double, 2 * matrices)
 
 
@@ -162,7 +164,8 @@ UNSUPPORTED = {
     "polygamma": lambda x: torch.polygamma(2, x),
     "linalg_eigh": lambda x: torch.linalg.eigvalsh(x),
     "linalg_svd": lambda x: torch.linalg.svdvals(x),
-    "linalg_inv_ex": lambda x: torch.linalg.inv(x),
+    "linalg_solve_ex": lambda x: torch.linalg.solve(x, x[0]),
+    "linalg_slogdet": lambda x: torch.logdet(x),
     "matrix_exp": lambda x: torch.matrix_exp(x),
     "fft": lambda x: torch.fft.rfft(x).abs(),
     "convolution": lambda x: F.conv1d(x[None], x[None]),

@@ -75,6 +75,10 @@ class Dense(Composed):
         root = shaped(root, a.shape)
         return (transposed(root) if upper else root), None
 
+    def aten_linalg_inv_ex(self, a: Tensor, check_errors: bool = False) -> Any:
+        sizes = (math.prod(a.shape[:-2]), a.shape[-1])
+        return shaped(self.program.call("inverse", [a], a.shape, sizes=sizes), a.shape), None
+
     def aten_linalg_solve_triangular(
         self, a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
     ) -> Any:

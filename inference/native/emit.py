@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from inference.native.expressions import CALLED, COMBINES, EXPRESSIONS, RARE, start
+from inference.native.expressions import CALLED, COMBINES, EXPRESSIONS, RARE, RARE_CALLS, start
 from inference.native.loops import address, kept_address, loop_order, merged, simd_clause
 from inference.native.lower import Lowered
 from inference.native.schedule import BLOCK_ROWS, LEAVES, Group, Schedule, is_same_place, is_scalar, schedule
@@ -74,7 +74,7 @@ class _Emitter:
         real = "float" if self.single else "double"
         parts = [
             f"typedef {real} real;\n",
-            _runtime(rare=any(v.op in RARE for v in self.lowered.program.values)),
+            _runtime(rare=any(v.op in (*RARE, *RARE_CALLS) for v in self.lowered.program.values)),
             'extern "C" __attribute__((visibility("default")))\n'
             "int64_t ppl_evaluate(const void* const* inputs, void* const* outputs, const void* const* constants) {\n"
             f"{body}\n    return 0;\n}}\n",

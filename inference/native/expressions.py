@@ -28,6 +28,7 @@ EXPRESSIONS |= {name: f"real(std::{name}({{0}}, {{1}}))" for name in ("atan2", "
 RARE = {name: f"real(ppl_{name}({{0}}))" for name in ("trigamma", "special_erfcx", "erfinv")}
 RARE |= {name: f"ppl_{name}({{0}}, {{1}})" for name in ("fmod", "remainder", "div_floor", "div_trunc")}
 EXPRESSIONS |= RARE
+RARE_CALLS = {"inverse"}
 # Loops shorter than a vector call functions instead of holding copies of them, which compiles in half the time.
 CALLED = {name: f"real(ppl_{name}_one({{0}}))" for name in ("exp", "log", "log1p", "expm1", "tanh", "sigmoid")}
 COMBINES = {

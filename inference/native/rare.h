@@ -66,3 +66,32 @@ static double ppl_erfinv(double x) {
     }
     return std::copysign(y, x);
 }
+
+// Inverses of matrices (batch, n, n) by Gauss and Jordan's elimination with row pivots; all NaN where one is singular.
+template <int64_t batch, int64_t n, class T> static void inverse(const T* a, T* out) {
+    std::memcpy(out, a, sizeof(T) * batch * n * n);
+    for (int64_t s = 0; s < batch; s++, out += n * n) {
+        int64_t from[n];
+        bool failed = false;
+        for (int64_t k = 0; k < n && !failed; k++) {
+            int64_t p = k;
+            for (int64_t i = k + 1; i < n; i++) if (std::fabs(out[i * n + k]) > std::fabs(out[p * n + k])) p = i;
+            from[k] = p;
+            failed = !(std::fabs(out[p * n + k]) > 0);
+            if (p != k) for (int64_t j = 0; j < n; j++) { T t = out[k * n + j]; out[k * n + j] = out[p * n + j]; out[p * n + j] = t; }
+            T* row = out + k * n;
+            T pivot = row[k];
+            row[k] = 1;
+            for (int64_t j = 0; j < n; j++) row[j] /= pivot;
+            for (int64_t i = 0; i < n; i++) {
+                if (i == k) continue;
+                T factor = out[i * n + k];
+                out[i * n + k] = 0;
+                for (int64_t j = 0; j < n; j++) out[i * n + j] -= factor * row[j];
+            }
+        }
+        for (int64_t k = n - 1; k >= 0 && !failed; k--)
+            if (from[k] != k) for (int64_t i = 0; i < n; i++) { T t = out[i * n + k]; out[i * n + k] = out[i * n + from[k]]; out[i * n + from[k]] = t; }
+        if (failed) for (int64_t i = 0; i < n * n; i++) out[i] = (T)__builtin_nan("");
+    }
+}

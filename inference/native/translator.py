@@ -29,9 +29,16 @@ class Translator:
             return INT
         raise Unsupported(f"{dtype} beside {self.real}")
 
+    def widened(self, value: torch.Tensor) -> torch.Tensor:
+        """Convert a constant as torch does where it meets an operand of the program's dtypes."""
+        if value.dtype in (torch.int8, torch.int16, torch.int32):
+            return value.long()
+        narrow = self.real == torch.float64 and value.dtype in (torch.float16, torch.bfloat16, torch.float32)
+        return value.double() if narrow else value
+
     def constant(self, name: str, value: torch.Tensor) -> Tensor:
         """Hand in a constant where it lies in memory, with its own strides."""
-        value = value.detach().resolve_neg()
+        value = self.widened(value.detach().resolve_neg())
         if value.numel() == 0:
             return empty(value.shape, self.dtype(value.dtype))
         if value._is_zerotensor():  # has no memory
