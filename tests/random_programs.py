@@ -56,7 +56,7 @@ def random_program(seed):
     rng = random.Random(seed)
     rows = rng.choice(ROWS)
     shapes = [_shape(rng, rows) for _ in range(rng.randint(1, 3))]
-    length, seed = rng.randint(4, 12), rng.random()
+    length, seed = rng.randint(3, 8), rng.random()
 
     def function(*arguments):
         rng, have = random.Random(seed), list(arguments)

@@ -49,6 +49,18 @@ def test_other_data_of_the_same_shapes_compile_nothing():
 
 
 @needs_compiler
+def test_what_is_chosen_does_not_depend_on_what_is_in_the_cache():
+    """Otherwise equal seeds would give other numbers the second time."""
+    fit(schools, SCHOOLS, NATIVE, seed=1)
+    short = fit(schools, SCHOOLS, NUTS(num_warmup=5, num_samples=5, num_chains=1), seed=1)
+    assert short.state["backend"] == "nutpie, graph density"
+    assert short.notes == ()  # not for lack of anything
+    long = fit(schools, SCHOOLS, NUTS(num_warmup=500, num_samples=500), seed=1)
+    assert long.state["backend"] == "nutpie, native density"
+    assert {"setup", "compile", "warmup", "sampling"} <= set(long.seconds)
+
+
+@needs_compiler
 def test_a_second_process_compiles_nothing(tmp_path):
     code = """
 from inference import fit
