@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,17 @@ def test_both_routes_have_one_posterior():
             fit(schools, SCHOOLS, NUTS(num_warmup=5, num_samples=4, num_chains=1, backend=b), seed=1) for b in routes
         ]
         np.testing.assert_allclose(*(w.stats[name] for w in warm), rtol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [{"dtype": "float32"}, {"adaptation": "low_rank"}, {"save_warmup": True}])
+def test_settings_that_reach_native_code(options):
+    result = fit(schools, SCHOOLS, replace(NATIVE, num_warmup=300, num_samples=300, **options), seed=1)
+    assert result.state["backend"] == "nutpie, native density"
+    assert result.state["adapted"]["inverse_mass"].shape == (2, 10)
+    assert result.draws["mu"].dtype == (np.float32 if "dtype" in options else np.float64)
+    assert abs(result.draws["mu"].mean() - 4.4) < 1.0
+    assert result.num_gradients > 2 * 600
 
 
 def absent(monkeypatch):

@@ -1,6 +1,7 @@
 """Native code against torch, operation by operation: values and gradients, single precision, extreme numbers."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -151,6 +152,18 @@ def test_a_vector_longer_than_the_stack_of_a_thread():
     thread.start()
     thread.join()
     np.testing.assert_array_equal(results[0][0], -point.numpy())
+
+
+def test_threads_do_not_disturb_each_other():
+    """Intermediate results are too large for the stack here, so that each thread has memory of its own for them."""
+    example = torch.zeros(60_000, dtype=torch.float64)
+    native = compile_graph(record(lambda x: x.exp().cumsum(0).flip(0).log(), example), example)
+    inputs = [torch.randn(60_000, dtype=torch.float64) for _ in range(4)]
+    expected = [native(x)[0] for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for got, right in zip(pool.map(lambda x: native(x)[0], inputs), expected, strict=True):
+                np.testing.assert_array_equal(got, right)
 
 
 UNSUPPORTED = {
