@@ -41,8 +41,8 @@ Results = dict[tuple[str, str, int], dict[str, Any]]
 def measure(bench: Bench, models: list[str], repeats: int) -> Results:
     """Run everything, by (model, peer with variant, seed).
 
-    Peers take turns, so that a slow minute of the machine hits all. Variants that the first seed shows to be far from
-    the best of their peer are not run again.
+    Peers take turns, so that a slow minute of the machine hits all. Variants that the first seed shows to fail, or to be
+    far from the best of their peer, are not run again.
     """
     results: Results = {}
     for seed in range(1, repeats + 1):
@@ -55,9 +55,10 @@ def measure(bench: Bench, models: list[str], repeats: int) -> Results:
 
 
 def worthwhile(results: Results, model: str, names: list[str]) -> list[str]:
-    """Choose the variants that took less than `FAR` times the sampling seconds of the fastest."""
-    seconds = {name: results[model, name, 1].get("sampling", float("inf")) for name in names}
-    return [name for name in names if seconds[name] <= FAR * min(seconds.values())]
+    """Choose the variants that succeeded in less than `FAR` times the sampling seconds of the fastest."""
+    succeeded = {name: results[model, name, 1] for name in names if "failed" not in results[model, name, 1]}
+    seconds = {name: facts["sampling"] for name, facts in succeeded.items()}
+    return [name for name in seconds if seconds[name] <= FAR * min(seconds.values())]
 
 
 def report(results: Mapping[tuple[str, str, int], dict[str, Any]], models: list[str]) -> str:
