@@ -6,6 +6,7 @@ from inference.autovi import AutoVI
 from inference.compare import Comparison, compare
 from inference.errors import InputError
 from inference.fit import Engine, Fit, Problem, Run, Status, fit
+from inference.given import from_draws
 from inference.isolation import isolated
 from inference.nuts import NUTS
 from inference.storage import load_fit
@@ -27,6 +28,7 @@ __all__ = [
     "check",
     "compare",
     "fit",
+    "from_draws",
     "isolated",
     "load_fit",
 ]
