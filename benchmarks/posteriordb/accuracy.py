@@ -1,4 +1,4 @@
-"""How far a fit is from a reference posterior, and whether that passes. The arithmetic is that of `inference.compare`."""
+"""How far a fit is from a reference posterior, and whether that passes; the arithmetic is that of `compare`."""
 
 from dataclasses import dataclass
 from math import log

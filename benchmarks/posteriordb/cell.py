@@ -22,7 +22,7 @@ START_UP = ("setup", "compile", "other_sites")
 
 
 def engine_of(name: str) -> Any:
-    """Give the engine of a name, as the command line does, but NUTS at its own defaults; ``laplace`` is an SVI guide."""
+    """Give the engine of a name as the command line does, but NUTS at its defaults; ``laplace`` is an SVI guide."""
     if name == "nuts":
         return NUTS()
     if name == "laplace":
@@ -46,7 +46,7 @@ def run_cell(path: str, name: str, engine: str, seed: int) -> Row:
         row |= about_fit(result) | about_accuracy(result, posterior)
         if engine.startswith("nuts"):
             row |= single_costs(PORTS[name], arguments(PORTS[name], posterior))
-    except Exception as error:  # noqa: BLE001  a cell that fails is a row that says so
+    except Exception as error:  # a cell that fails is a row that says so
         at = traceback.extract_tb(error.__traceback__)[-1]
         row["failed"] = f"{type(error).__name__}: {error} ({at.name}, line {at.lineno})".splitlines()[0]
     row["wall_seconds"] = time.perf_counter() - begin
