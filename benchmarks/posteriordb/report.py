@@ -9,8 +9,12 @@ from benchmarks.tables import geometric_mean, markdown, number
 
 HEADER = [
     *("posterior", "D", "mean error", "at", "sd ratio", "at", "quantile error", "joint (exact)"),
-    *("R-hat", "min ESS", "divergent", "k-hat", "seconds", "start-up", "gradients", "ran on", "verdict", "passes"),
+    *("R-hat", "min ESS", "divergent", "k-hat", "seconds", "start-up", "gradients", "ran on", "verdict", "passes", "re-weighted"),
 ]
+
+# What a verdict of trust promises.
+RIGHT_IF = {"TRUST": "passes", "TRUST_REWEIGHTED": "weighted_passes"}
+YES_NO = {True: "yes", False: "no", None: ""}
 
 EXPLAINED = """
 Errors are the worst over all quantities, in sds of the reference: of a mean, with its Monte Carlo error; of an sd, as \
@@ -18,7 +22,8 @@ a ratio; of a 5, 50 or 95 % quantile. Joint: sliced Wasserstein distance in the 
 uncorrelated, beside the distance that as many exact draws would have. Seconds are those of warm-up and draws, or of \
 the optimisation and draws; start-up is reading the model, compiling, and sites that follow from the draws. Verdict: \
 what `check` says without having seen the reference. A fit passes when every mean is within 0.1 sd plus four Monte \
-Carlo errors and every sd within 15 %, or every quantile within 0.1 sd plus four errors where tails are heavy. \
+Carlo errors and every sd within 15 %, or every quantile within 0.1 sd plus four errors where tails are heavy; re-weighted, when its means and sds after \
+importance weighting are. Trusted: the verdict is TRUST, or TRUST_REWEIGHTED, which speaks of the re-weighted draws. \
 References without draws have published means and sds only.
 """
 
@@ -40,21 +45,21 @@ def summary(rows: Sequence[Row], engines: Iterable[str]) -> str:
     for engine in engines:
         mine = [row for row in rows if row["engine"] == engine]
         done = [row for row in mine if "failed" not in row]
-        trusted = [row for row in done if row["verdict"] == "TRUST"]
+        trusted = [row for row in done if row["verdict"] in RIGHT_IF]
         body.append(
             [
                 engine,
                 f"{sum(row['passes'] for row in done)} of {len(mine)}",
                 str(len(trusted)),
-                str(sum(not row["passes"] for row in trusted)),
-                str(sum(row["passes"] and row["verdict"] != "TRUST" for row in done)),
+                str(sum(not row[RIGHT_IF[row["verdict"]]] for row in trusted)),
+                str(sum(row["passes"] and row["verdict"] not in RIGHT_IF for row in done)),
                 str(len(mine) - len(done)),
                 number(geometric_mean([row["seconds"] for row in done])),
                 number(geometric_mean([row["start_up_seconds"] for row in done])),
             ]
         )
     header = [
-        *("engine", "passes", "verdict TRUST", "trusted but does not pass", "passes but not trusted", "failed"),
+        *("engine", "passes", "trusted", "trusted but does not pass", "passes but not trusted", "failed"),
         *("seconds, geometric mean", "start-up"),
     ]
     return markdown(header, body)
@@ -70,7 +75,7 @@ def _name(row: Row) -> str:
 
 
 def _failed(row: Row) -> list[str]:
-    return [_name(row), str(row.get("dimension", "")), *[""] * (len(HEADER) - 4), f"failed: {row['failed']}", "no"]
+    return [_name(row), str(row.get("dimension", "")), *[""] * (len(HEADER) - 5), f"failed: {row['failed']}", "no", ""]
 
 
 def _cells(row: Row) -> list[str]:
@@ -78,7 +83,7 @@ def _cells(row: Row) -> list[str]:
     return [
         _name(row),
         str(row["dimension"]),
-        f"{row['mean']:+.2f} ± {row['mean_se']:.2f}",
+        "–" if row["mean"] is None else f"{row['mean']:+.2f} ± {row['mean_se']:.2f}",
         row["mean_at"],
         "–" if row["log_sd"] is None else f"{exp(row['log_sd']):.2f}",
         row["sd_at"],
@@ -93,7 +98,8 @@ def _cells(row: Row) -> list[str]:
         str(row["num_gradients"]),
         row["backend"],
         row["verdict"],
-        "yes" if row["passes"] else "no",
+        YES_NO[row["passes"]],
+        YES_NO[row["weighted_passes"]],
     ]
 
 
