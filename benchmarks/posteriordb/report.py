@@ -9,7 +9,19 @@ from benchmarks.tables import geometric_mean, markdown, number
 
 HEADER = [
     *("posterior", "D", "mean error", "at", "sd ratio", "at", "quantile error", "joint (exact)"),
-    *("R-hat", "min ESS", "divergent", "k-hat", "seconds", "start-up", "gradients", "ran on", "verdict", "passes", "re-weighted"),
+    *(
+        "R-hat",
+        "min ESS",
+        "divergent",
+        "k-hat",
+        "seconds",
+        "start-up",
+        "gradients",
+        "ran on",
+        "verdict",
+        "passes",
+        "re-weighted",
+    ),
 ]
 
 # What a verdict of trust promises.
