@@ -83,7 +83,7 @@ def accuracy(fit: Fit, posterior: Posterior) -> Accuracy:
 
 
 def _within(mean: pd.Series, mean_se: pd.Series, log_sd: pd.Series) -> pd.Series:
-    """Whether mean and sd are within the limits; one that cannot be judged, for its heavy tails, is not held against."""
+    """Whether mean and sd are within the limits; what heavy tails make impossible to judge is not held against."""
     precise = ~(mean_se > WORTHLESS)
     return precise & ~(mean.abs() > MEAN_LIMIT + SIGMAS * mean_se) & ~(log_sd.abs() > SD_LIMIT)
 
