@@ -9,7 +9,7 @@ from benchmarks.gradient import single_costs
 from benchmarks.posteriordb import PORTS
 from benchmarks.posteriordb.accuracy import accuracy
 from benchmarks.posteriordb.database import Posterior, open_database
-from inference import NUTS, SVI, Fit, check, fit
+from inference import NUTS, Fit, check, fit
 from inference.diagnostics import chain_mixing
 from inference.engine_names import parse_engines
 from inference.quantities import quantities
@@ -22,12 +22,8 @@ START_UP = ("setup", "compile", "other_sites")
 
 
 def engine_of(name: str) -> Any:
-    """Give the engine of a name as the command line does, but NUTS at its defaults; ``laplace`` is an SVI guide."""
-    if name == "nuts":
-        return NUTS()
-    if name == "laplace":
-        return SVI(guide="laplace")
-    return parse_engines(name)[name]
+    """Give the engine of a name as the command line does, but NUTS at its own defaults."""
+    return NUTS() if name == "nuts" else parse_engines(name)[name]
 
 
 def arguments(model: Any, posterior: Posterior) -> dict[str, Any]:
