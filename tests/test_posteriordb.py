@@ -19,6 +19,7 @@ from benchmarks.posteriordb.database import joined, open_database
 from benchmarks.posteriordb.report import report
 from inference import NUTS, check, fit, from_draws
 from inference.errors import InputError
+from inference.native.compiler import find_compiler
 from inference.verdict_kinds import VerdictKind
 from tests.accuracy import SIGMAS, standard_errors
 
@@ -32,6 +33,9 @@ SLICE = (
     "M0_data-M0_model",
 )
 SCHOOLS = SLICE[0]
+
+# They would pass without one, in an hour.
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler here")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,7 @@ def test_what_is_not_there_is_named(bundle, tmp_path):
 # --- Fitting --------------------------------------------------------------------------------------------------------
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", SLICE)
 def test_nuts_passes(name, bundle):
     row = run_cell(str(bundle), name, "nuts", 0)
@@ -119,6 +124,7 @@ def test_nuts_passes(name, bundle):
         assert row["joint"] < 2 * row["joint_expected"]
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PORTS)
 def test_nuts_passes_wherever_it_can(name, bundle):
@@ -131,6 +137,7 @@ def test_nuts_passes_wherever_it_can(name, bundle):
         assert row["passes"], row
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["svi:normal", "svi:multivariate_normal", "laplace", "auto"])
 @pytest.mark.parametrize("name", PORTS)
@@ -150,6 +157,7 @@ def schools_with_doubled_priors(y, sigma):
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
+@needs_compiler
 def test_a_wrong_port_is_flagged_by_the_same_table(bundle, monkeypatch):
     monkeypatch.setitem(PORTS, SCHOOLS, schools_with_doubled_priors)
     row = run_cell(str(bundle), SCHOOLS, "nuts", 0)
@@ -183,6 +191,7 @@ def test_chains_that_hardly_move_do_not_pass(bundle):
     assert not accuracy(from_draws(stuck), posterior).passes
 
 
+@needs_compiler
 def test_centred_eight_schools_diverge_and_say_so(bundle):
     name = "eight_schools-eight_schools_centered"
     posterior = open_database(bundle).posterior(name)
@@ -197,6 +206,7 @@ def test_centred_eight_schools_diverge_and_say_so(bundle):
         assert np.all(np.abs(result.draws[site].mean((0, 1)) - reference.mean((0, 1))) < 0.5 * reference.std((0, 1)))
 
 
+@needs_compiler
 def test_chains_leave_modes_without_mass_alone(bundle):
     """Where chains begin far below this posterior, one in ten ends in a mode 60 nats lower and stays."""
     name = "bball_drive_event_0-hmm_drive_0"
