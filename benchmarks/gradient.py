@@ -6,8 +6,9 @@ Usage: python -m benchmarks.gradient [--models schools ...] [--largest 1000000] 
 import ctypes
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,12 +115,11 @@ def costs(case: Case) -> Costs:
         density = Density(sites)
         recording = time.perf_counter() - begin
         points = density.starts(BATCH, generator=np.random.default_rng(0))
-        point = torch.as_tensor(points[0])
 
         def batch() -> float:
             return best_microseconds(repeated(lambda: density.grad(points))) / BATCH
 
-        eager = best_microseconds(repeated(lambda: _eager(density, point)))
+        eager = _eager_microseconds(density, points[0])
         graph = best_microseconds(repeated(lambda: density.value_and_grad(points[0])))
         graph_batch = batch()
         begin = time.perf_counter()
@@ -136,6 +136,23 @@ def costs(case: Case) -> Costs:
             compiling=compiling,
             note=density.reason,
         )
+
+
+def single_costs(model: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, float]:
+    """Measure one gradient of a model: in native code, where there is any, and by Pyro itself."""
+    with isolated(0, dtype=torch.float64, own=[model]):
+        density = Density(read_sites(model, prepare_data(model, data)))
+        (point,) = density.starts(1, generator=np.random.default_rng(0))
+        found = {"eager_microseconds": _eager_microseconds(density, point)}
+        density.compile()
+        if density.native is not None:
+            found["native_microseconds"] = best_microseconds(native_block(density.native, point))
+        return found
+
+
+def _eager_microseconds(density: Density, point: np.ndarray) -> float:
+    leaf = torch.as_tensor(point)
+    return best_microseconds(repeated(lambda: _eager(density, leaf)))
 
 
 def _eager(density: Density, point: torch.Tensor) -> torch.Tensor:

@@ -41,8 +41,8 @@ Results = dict[tuple[str, str, int], dict[str, Any]]
 def measure(bench: Bench, models: list[str], repeats: int) -> Results:
     """Run everything, by (model, peer with variant, seed).
 
-    Peers take turns, so that a slow minute of the machine hits all. Variants that the first seed shows to fail, or to be
-    far from the best of their peer, are not run again.
+    Peers take turns, so that a slow minute of the machine hits all. Variants that the first seed shows to fail, or to
+    be far from the best of their peer, are not run again.
     """
     results: Results = {}
     for seed in range(1, repeats + 1):

@@ -6,13 +6,16 @@ from inference.autovi import AutoVI
 from inference.compare import Comparison, compare
 from inference.errors import InputError
 from inference.fit import Engine, Fit, Problem, Run, Status, fit
+from inference.given import from_draws
 from inference.isolation import isolated
+from inference.laplace import MAP, Laplace
 from inference.nuts import NUTS
 from inference.storage import load_fit
 from inference.svi import SVI
 from inference.verdict import Verdict, check
 
 __all__ = [
+    "MAP",
     "NUTS",
     "SVI",
     "AutoVI",
@@ -20,6 +23,7 @@ __all__ = [
     "Engine",
     "Fit",
     "InputError",
+    "Laplace",
     "Problem",
     "Run",
     "Status",
@@ -27,6 +31,7 @@ __all__ = [
     "check",
     "compare",
     "fit",
+    "from_draws",
     "isolated",
     "load_fit",
 ]

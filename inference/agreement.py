@@ -224,7 +224,7 @@ def _precision(labels: tuple[str, ...], errors: Errors, states: np.ndarray) -> t
 
 
 def _row(labels: tuple[str, ...], errors: Errors, i: int) -> QuantityErrors:
-    furthest = int(np.abs(errors.quantile[:, i]).argmax())
+    furthest = _furthest(errors, i)
     numbers = {
         "mean_error": errors.mean[i],
         "mean_error_se": errors.mean_se[i],
@@ -235,12 +235,16 @@ def _row(labels: tuple[str, ...], errors: Errors, i: int) -> QuantityErrors:
     return QuantityErrors(labels[i], {key: float(value) for key, value in numbers.items()})
 
 
+def _furthest(errors: Errors, i: int) -> int:
+    return int(np.nan_to_num(np.abs(errors.quantile[:, i])).argmax())
+
+
 def describe(labels: tuple[str, ...], errors: Errors, i: int) -> str:
     """Name one quantity and the worse of its errors, such as ``tau: sd ratio 0.61``."""
     mean = abs(np.nan_to_num(errors.mean[i])) / limits.MEAN_TOLERANCE
     log_sd = abs(np.nan_to_num(errors.log_sd[i])) / limits.LOG_SD_TOLERANCE
-    furthest = int(np.abs(errors.quantile[:, i]).argmax())
-    quantile = abs(errors.quantile[furthest, i]) / limits.QUANTILE_TOLERANCE
+    furthest = _furthest(errors, i)
+    quantile = abs(np.nan_to_num(errors.quantile[furthest, i])) / limits.QUANTILE_TOLERANCE
     if quantile > max(mean, log_sd):
         name = ("5 % quantile", "median", "95 % quantile")[furthest]
         return f"{labels[i]}: {name} off by {errors.quantile[furthest, i]:+.2f} sd"

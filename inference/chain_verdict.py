@@ -53,6 +53,22 @@ def judge_chains(fit: Fit, found: Quantities) -> Verdict:
     return Verdict(VerdictKind.TRUST, reason, _worst(found, mixing), "Use the draws as they are.", checks, remarks)
 
 
+def judge_given(fit: Fit, found: Quantities) -> Verdict:
+    """Judge draws that came from elsewhere: their chains must agree and be long enough; no more is known of them."""
+    num_chains, num_draws = found.draws.shape[:2]
+    reason = f"Given by {fit.state['backend']}, and taken at its word: {num_chains} x {num_draws} draws."
+    moving = found.select(has_spread(found.draws))
+    if fit.independent or not moving.labels:
+        return Verdict(VerdictKind.TRUST, reason, next_step="Use the draws as they are.")
+    mixing = moving.mixing
+    checks, worst = _numbers(fit, mixing), _worst(moving, mixing)
+    complaints = list(_about_mixing(moving, mixing))
+    if complaints:
+        remedy = "Ask its maker for longer chains."
+        return Verdict(VerdictKind.CANNOT_TELL, " ".join(c.text for c in complaints), worst, remedy, checks)
+    return Verdict(VerdictKind.TRUST, reason, worst, "Use the draws as they are.", checks)
+
+
 def _numbers(fit: Fit, mixing: Mixing) -> dict[str, float]:
     checks = {
         "max_rhat": float(np.max(mixing.rhat)),  # NaN stays NaN: an R-hat that cannot be computed is not 1

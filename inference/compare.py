@@ -10,11 +10,13 @@ import pandas as pd
 
 from inference.agreement import Errors, errors_between, judge_agreement
 from inference.diagnostics import (
+    JointDistance,
     Moments,
     Weights,
     correlations,
     has_spread,
     moments,
+    sliced_wasserstein,
     smooth_weights,
     tail_index,
     wasserstein,
@@ -63,6 +65,8 @@ class Comparison:
         is good, unclear or bad; ``severity`` the largest error as a multiple of its tolerance.
     correlations
         The largest correlation difference of each candidate with more than one quantity.
+    joints
+        Distance of each candidate's joint distribution from the reference's, beside what chance makes of it.
     costs
         One row for each fit: seconds in all and by part, how many times faster than the reference, gradient
         evaluations, and for chains gradients per effective draw.
@@ -76,6 +80,7 @@ class Comparison:
     verdicts: dict[str, Verdict]
     table: pd.DataFrame
     correlations: dict[str, CorrelationDifference]
+    joints: dict[str, JointDistance]
     costs: pd.DataFrame
     remarks: tuple[str, ...]
 
@@ -104,6 +109,7 @@ class Comparison:
             "verdicts": {name: verdict.to_dict() for name, verdict in self.verdicts.items()},
             "table": [finite(row) for row in self.table.to_dict(orient="records")],
             "correlations": {name: finite(vars(pair)) for name, pair in self.correlations.items()},
+            "joints": {name: finite(vars(joint)) for name, joint in self.joints.items()},
             "costs": {name: finite(row) for name, row in self.costs.to_dict(orient="index").items()},
             "remarks": list(self.remarks),
         }
@@ -120,7 +126,7 @@ def compare(fits: Mapping[str, Fit], *, reference: str = "nuts") -> Comparison:
     fits
         By name, the reference included.
     reference
-        Name of the fit to measure the others by, usually NUTS.
+        Name of the fit to measure the others by, usually NUTS; or draws of another program (`from_draws`).
 
     Raises
     ------
@@ -141,9 +147,12 @@ def compare(fits: Mapping[str, Fit], *, reference: str = "nuts") -> Comparison:
     _require_same_data(fits, reference)
     found = common_quantities(fits, reference=reference)
     found, remarks = _drop_constants(found, reference)
+    extra = {site for fit in fits.values() for site in fit.draws} - set(fits[reference].draws)
+    if extra and not found[reference].identified:
+        remarks += (f"Not in the reference, and not compared: {name_list(sorted(extra))}.",)
     reference_verdict = check_quantities(fits[reference], found[reference])
     base = _Reference(fits[reference], found[reference]) if not found[reference].not_finite() else None
-    rows, verdicts, pairs = [], {}, {}
+    rows, verdicts, pairs, joints = [], {}, {}, {}
     for name, fit in fits.items():
         if name == reference:
             continue
@@ -153,9 +162,16 @@ def compare(fits: Mapping[str, Fit], *, reference: str = "nuts") -> Comparison:
             )
             continue
         rows.append(_judge(name, fit, found[name], base, reference_verdict, verdicts, pairs))
+        if base.correlations is not None:
+            joints[name] = sliced_wasserstein(
+                found[name].draws,
+                base.draws,
+                num_effective=_effective_draws(fit, found[name]).min(),
+                num_effective_reference=base.ess.min(),
+            )
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["candidate", "quantity"])
     costs = _costs(fits, found, reference)
-    return Comparison(fits, reference, reference_verdict, verdicts, table, pairs, costs, remarks)
+    return Comparison(fits, reference, reference_verdict, verdicts, table, pairs, joints, costs, remarks)
 
 
 class _Reference:
@@ -164,7 +180,7 @@ class _Reference:
     def __init__(self, fit: Fit, found: Quantities) -> None:
         self.labels = found.labels
         self.draws = found.draws
-        self.moments = moments(found.draws, independent=fit.engine.method != "mcmc")
+        self.moments = moments(found.draws, independent=fit.independent)
         self.tail_index = tail_index(found.draws)
         self.correlations = correlations(found.draws) if len(found.labels) <= MAX_CORRELATED else None
         self.ess = _effective_draws(fit, found)
@@ -180,7 +196,7 @@ def _judge(
     pairs: dict[str, CorrelationDifference],
 ) -> pd.DataFrame:
     """Compare one candidate: its rows of the table; its verdict and correlation pair are entered by name."""
-    estimates = moments(found.draws, independent=fit.engine.method != "mcmc")
+    estimates = moments(found.draws, independent=fit.independent)
     errors = errors_between(estimates, base.moments, tail_index=base.tail_index)
     weights, weighted, weighted_errors = _weighted(fit, found, base)
     verdict = judge_agreement(base.labels, errors, weighted=weighted_errors, weights=weights)
@@ -277,7 +293,7 @@ def _correlation_difference(fit: Fit, found: Quantities, base: _Reference) -> Co
 
 
 def _effective_draws(fit: Fit, found: Quantities) -> np.ndarray:
-    if fit.engine.method != "mcmc":
+    if fit.independent:
         return np.full(len(found.labels), float(np.prod(found.draws.shape[:2])))
     return np.maximum(np.nan_to_num(found.mixing.ess_bulk, nan=1.0), 1.0)
 
@@ -288,7 +304,7 @@ def _costs(fits: dict[str, Fit], found: dict[str, Quantities], reference: str) -
     rows = {}
     for name, fit in fits.items():
         row: dict[str, Any] = {"seconds": total[name]}
-        row["speed_up"] = total[reference] / total[name] if total[name] > 0 else float("nan")
+        row["speed_up"] = total[reference] / total[name] if total[name] and total[reference] else float("nan")
         row["num_gradients"] = int(fit.num_gradients)
         mcmc = fit.engine.method == "mcmc" and not found[name].not_finite()
         row["min_ess"] = float(_effective_draws(fit, found[name]).min()) if mcmc else float("nan")
@@ -315,7 +331,7 @@ def _drop_constants(found: dict[str, Quantities], reference: str) -> tuple[dict[
         names = name_list([label for label, out in zip(base.labels, constant, strict=True) if out])
         remarks.append(f"Left out, being the same constant in every fit: {names}.")
     if base.left_out:
-        remarks.append(f"Integer-valued sites are not compared: {', '.join(base.left_out)}.")
+        remarks.append(f"Discrete sites are not compared: {', '.join(base.left_out)}.")
     return {name: q.select(~constant) for name, q in found.items()}, tuple(remarks)
 
 

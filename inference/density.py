@@ -76,8 +76,8 @@ class ConstrainMessenger(Messenger):
 class Density:
     """The log density of the continuous latents of a model, given data, over one unconstrained vector.
 
-    Discrete latents are summed out exactly (by Pyro's enumeration); the log Jacobians of the transforms to the
-    unconstrained space are included. Make it, and evaluate it, inside `inference.isolation.isolated`.
+    Discrete latents are summed out exactly (by Pyro's enumeration). Make it, and evaluate it, inside
+    `inference.isolation.isolated`.
 
     Parameters
     ----------
@@ -85,6 +85,9 @@ class Density:
         The model as read by `inference.sites.read_sites`.
     hold_params
         Accept a model with ``pyro.param``, holding each at its value in the parameter store.
+    jacobian
+        Include the log Jacobians, which a density over the unconstrained vector has. Without them it is the density of
+        the constrained values, as a function of the vector.
 
     Attributes
     ----------
@@ -104,9 +107,9 @@ class Density:
         the backend is ``"eager"``.
     """
 
-    def __init__(self, sites: Sites, *, hold_params: bool = False) -> None:
+    def __init__(self, sites: Sites, *, hold_params: bool = False, jacobian: bool = True) -> None:
         sites.require_density(hold_params=hold_params)
-        self.sites = sites
+        self.sites, self.jacobian = sites, jacobian
         self.dtype = torch.get_default_dtype()
         self._model = poutine.enum(sites.enumerated, first_available_dim=-1 - sites.max_plate_nesting)
         prototype = _prototype(self._model, sites)
@@ -198,7 +201,7 @@ class Density:
         """Log density at one vector (D,), by running the Pyro model, at other data if given."""
         with pyro.validation_enabled(False), UnconstrainMessenger(self.unflatten(vector)) as run:
             trace = poutine.trace(self._model).get_trace(**(self.sites.data if data is None else data))
-            return self._evaluator.log_prob(trace) + run.log_jacobian
+            return self._evaluator.log_prob(trace) + (run.log_jacobian if self.jacobian else 0.0)
 
     def value_and_grad(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         """Log density and gradient (D,) at one point (D,); not finite where a matrix cannot be factorised."""
@@ -308,7 +311,7 @@ class Density:
             raise Unknown("the parameter store")
         shapes = tuple((name, tuple(shape)) for name, shape in self._shapes.items())
         discrete = tuple(self.sites.discrete), self.sites.max_plate_nesting
-        return fingerprint(self.sites.function), shapes, discrete, self.dtype
+        return fingerprint(self.sites.function), shapes, discrete, self.dtype, self.jacobian
 
     def _eager_grad(self, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         leaf = vector.detach().requires_grad_()

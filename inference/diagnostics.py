@@ -22,6 +22,9 @@ QUANTILE_REACH = 2.0
 CONSTANT_LOG_WEIGHT = 1e-6
 # exp() underflows below -745; a tail that wide is one draw carrying everything, and no Pareto fit is possible.
 LARGEST_LOG_RANGE = 700.0
+# Sliced Wasserstein: a mean over 64 directions varies by a few per cent between sets of directions, and 400 quantiles
+# leave out 1/800 of either tail. Draws kept in float32 know a relative variance no smaller than 1e-7.
+NUM_DIRECTIONS, NUM_LEVELS, MIN_VARIANCE = 64, 400, 1e-7
 
 
 @dataclass(frozen=True)
@@ -329,6 +332,53 @@ def wasserstein(draws: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """First Wasserstein distance of each marginal (Q,), in the quantity's own unit, of draws (chain, draw, Q)."""
     ours, theirs = draws.reshape(-1, draws.shape[-1]), reference.reshape(-1, reference.shape[-1])
     return np.array([wasserstein_distance(ours[:, j], theirs[:, j]) for j in range(ours.shape[1])])
+
+
+@dataclass(frozen=True)
+class JointDistance:
+    """Sliced Wasserstein distance of two joint distributions, in sds, and what chance alone makes of it.
+
+    Attributes
+    ----------
+    distance
+        Mean over directions of the first Wasserstein distance of the projections.
+    expected
+        The same for two samples of one distribution with as many effective draws.
+    """
+
+    distance: float
+    expected: float
+
+
+def sliced_wasserstein(
+    draws: np.ndarray, reference: np.ndarray, *, num_effective: float, num_effective_reference: float
+) -> JointDistance:
+    """Compare joint distributions along random directions of the space in which the reference is uncorrelated.
+
+    For two samples of F along one line, E W1 tends to sqrt(2 / pi) sqrt(1/n + 1/m) times the integral of
+    sqrt(F (1 - F)) (del Barrio, Gine & Matran 1999, theorem 2.1: the integral of a Brownian bridge over F).
+
+    Parameters
+    ----------
+    draws, reference
+        (chain, draw, Q), finite, of the same quantities.
+    num_effective, num_effective_reference
+        Effective numbers of draws.
+    """
+    ours, theirs = (x.reshape(-1, x.shape[-1]) for x in (draws, reference))
+    centre, sd = theirs.mean(0), theirs.std(0)
+    moving = sd > 1e-12 * np.abs(theirs).max(0)
+    ours, theirs = ((x[:, moving] - centre[moving]) / sd[moving] for x in (ours, theirs))
+    variances, axes = np.linalg.eigh(theirs.T @ theirs / len(theirs))
+    kept = variances > MIN_VARIANCE * variances[-1]  # a simplex has a direction without spread
+    whiten = axes[:, kept] / np.sqrt(variances[kept])
+    directions = np.random.default_rng(0).normal(size=(whiten.shape[1], NUM_DIRECTIONS))
+    directions = whiten @ (directions / np.linalg.norm(directions, axis=0))
+    grid = (np.arange(NUM_LEVELS) + 0.5) / NUM_LEVELS
+    ours, theirs = (np.quantile(x @ directions, grid, axis=0) for x in (ours, theirs))
+    spread = (np.sqrt(grid * (1.0 - grid))[1:, None] * np.diff(theirs, axis=0)).sum(0).mean()
+    noise = np.sqrt(2.0 / np.pi * (1.0 / num_effective + 1.0 / num_effective_reference))
+    return JointDistance(float(np.abs(ours - theirs).mean()), float(noise * spread))
 
 
 def _psis(log_weight: np.ndarray) -> tuple[np.ndarray, float]:

@@ -6,13 +6,15 @@ from typing import Any
 from inference.autovi import AutoVI
 from inference.errors import InputError
 from inference.guides import GUIDES
+from inference.laplace import MAP, Laplace
 from inference.nuts import NUTS
 from inference.svi import SVI
 
 # NUTS on the command line is mostly a reference for others, which a few divergences disqualify: shorter steps, a third
 # more of them, avoid most.
 TARGET_ACCEPT = 0.9
-KNOWN = "nuts, nuts:low_rank, nuts:native, nuts:python, nuts:pyro, auto, svi, svi:GUIDE"
+KNOWN = "nuts, nuts:low_rank, nuts:native, nuts:python, nuts:pyro, auto, laplace, map, svi, svi:GUIDE"
+_SIMPLE = {"auto": AutoVI, "laplace": Laplace, "map": MAP}
 
 
 def parse_engines(
@@ -65,8 +67,8 @@ def _running_on(backend: str, name: str, engine: Any) -> Any:
 
 def _make(name: str, sizes: dict[str, int], warmup: dict[str, int]) -> Any:
     family, _, variant = name.partition(":")
-    if name == "auto":
-        return AutoVI(**sizes)
+    if name in _SIMPLE:
+        return _SIMPLE[name](**sizes)
     if family == "svi":
         if variant and variant not in GUIDES:  # known before another engine has run for minutes
             raise InputError(f"engine '{name}': guide '{variant}' is not known; known are {', '.join(GUIDES)}")

@@ -138,7 +138,8 @@ class Fit:
         Remarks of the engine, such as why it ran on eager Pyro.
     state
         Private to the engine; always ``num_gradients``, ``backend`` and ``dims``, and ``unconstrained``
-        (chain, draw, D) where the model has a flat density.
+        (chain, draw, D) where the model has a flat density;
+        from `fit` also ``discrete``, the names of the discrete sites.
     """
 
     draws: dict[str, np.ndarray] = field(repr=False)
@@ -162,6 +163,11 @@ class Fit:
     def num_draws(self) -> int:
         """Draws per chain."""
         return next(iter(self.draws.values())).shape[1]
+
+    @property
+    def independent(self) -> bool:
+        """Whether the draws are independent, unlike those of a Markov chain."""
+        return self.engine.method == "vi" or getattr(self.engine, "independent", False)
 
     @property
     def num_gradients(self) -> int:
@@ -266,6 +272,7 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
     seconds = {**run.seconds, "setup": setup + run.seconds.get("setup", 0.0), "other_sites": completion}
     dims = {name: site.dims for group in sites.groups() for name, site in group.items()}
     state = {**run.state, "function": function, "dtype": dtype, "params": params, "dims": dims}
+    state["discrete"] = [*sites.discrete, *sites.unenumerable]
     return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, run.notes, state)
 
 

@@ -188,17 +188,8 @@ class _Problem:
 
 
 def laplace(log_density: LogDensity, mode: np.ndarray, *, full_rank: bool) -> Gaussian | None:
-    """Gaussian with the curvature of the log density at a mode, or None where that is not negative definite.
-
-    The Hessian comes from central differences of the gradient in one batch of 2D points; the step 1e-4 (1 + |x|)
-    balances rounding (1e-16/1e-4) and truncation (1e-8) of float64.
-    """
-    dim = len(mode)
-    step = 1e-4 * (1 + np.abs(mode))
-    offsets = np.diag(step)
-    _, gradients = log_density(np.concatenate([mode + offsets, mode - offsets]))
-    hessian = (gradients[:dim] - gradients[dim:]) / (2 * step[:, None])
-    precision = -(hessian + hessian.T) / 2
+    """Gaussian with the curvature of the log density at a mode, or None where that is not negative definite."""
+    precision = curvature(log_density, mode)
     if not np.isfinite(precision).all():
         return None
     if not full_rank:
@@ -207,10 +198,25 @@ def laplace(log_density: LogDensity, mode: np.ndarray, *, full_rank: bool) -> Ga
     try:
         # With precision = U^T U, the inverse of U is a factor of the covariance; QR makes it lower triangular.
         upper = np.linalg.cholesky(precision).T
-        factor = np.linalg.cholesky(np.linalg.solve(upper, np.linalg.solve(upper.T, np.eye(dim))))
+        factor = np.linalg.cholesky(np.linalg.solve(upper, np.linalg.solve(upper.T, np.eye(len(mode)))))
     except np.linalg.LinAlgError:
         return None
     return Gaussian(mode, factor)
+
+
+def curvature(log_density: LogDensity, point: np.ndarray) -> np.ndarray:
+    """Minus the Hessian of the log density at a point, (D, D); not finite where a gradient beside it is not.
+
+    By central differences of the gradient in one batch of 2D points; the step 1e-4 (1 + |x|) balances rounding
+    (1e-16/1e-4) and truncation (1e-8) of float64.
+    """
+    dim = len(point)
+    step = 1e-4 * (1 + np.abs(point))
+    offsets = np.diag(step)
+    _, gradients = log_density(np.concatenate([point + offsets, point - offsets]))
+    with np.errstate(invalid="ignore"):
+        hessian = (gradients[:dim] - gradients[dim:]) / (2 * step[:, None])
+    return -(hessian + hessian.T) / 2
 
 
 def elbo(log_density: Callable[[np.ndarray], np.ndarray], q: Gaussian, z: np.ndarray) -> tuple[float, float]:

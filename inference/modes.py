@@ -7,8 +7,7 @@ import numpy as np
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Fit
-from inference.gaussian import MAX_FULL_RANK, laplace
-from inference.starts import climb_to_mode
+from inference.starts import climb_to_mode, mode_at
 
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
 # than a nat is a ripple that no sampler or optimiser notices.
@@ -19,8 +18,6 @@ MIN_SHARE = 0.01
 # A fit covers a mode if it has there at least this part of the draws that the mode's mass asks for: a tenth allows for
 # a rough mass, and is more than the stray draws of a Gaussian that belongs to another mode.
 COVERED = 0.1
-# An end point is a mode when the gradient, in units of the local standard deviations, has all but vanished.
-SETTLED_GRADIENT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -71,17 +68,19 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
         density = Density(sites, hold_params=True)
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
         home = climb_to_mode(density, draws.mean(axis=0))
-        log_mass = _log_mass(density, home)
-        if log_mass is None:  # the climb from the fit itself runs off: compare with what the draws carry instead
+        mode = mode_at(density, home)
+        if mode is None:  # the climb from the fit itself runs off: compare with what the draws carry instead
             home = draws[np.argmax(density.log_density(draws))]
-            log_mass = _log_mass_of_draws(density, draws)
+            home_mass = _log_mass_of_draws(density, draws)
+        else:
+            home_mass = mode.log_mass
         points = density.starts(num_starts, generator=np.random.default_rng(seed))
         ends = [climb_to_mode(density, point) for point in points]
-        settled = [(end, mass) for end in ends if (mass := _log_mass(density, end)) is not None]
+        settled = [(end, mode.log_mass) for end in ends if (mode := mode_at(density, end)) is not None]
         away = [
-            (end, mass) for end, mass in settled if mass > log_mass + np.log(MIN_SHARE) and _dips(density, home, end)
+            (end, mass) for end, mass in settled if mass > home_mass + np.log(MIN_SHARE) and _dips(density, home, end)
         ]
-        elsewhere = _uncovered(density, away, draws, log_mass)
+        elsewhere = _uncovered(density, away, draws, home_mass)
     if elsewhere:
         message = f"{elsewhere} of {num_starts} dispersed starts ended in a mode where the fit has no draws."
     else:
@@ -89,7 +88,7 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
     return ModeSearch(num_starts, len(settled), elsewhere, message)
 
 
-def _uncovered(density: Density, away: list[tuple[np.ndarray, float]], draws: np.ndarray, log_mass: float) -> int:
+def _uncovered(density: Density, away: list[tuple[np.ndarray, float]], draws: np.ndarray, home_mass: float) -> int:
     """Count the ends that lie in modes without their part of the draws (a sampler may have visited several modes).
 
     Of two equal modes each has half the draws. Ordered by distance from a mode, the draw at a tenth of what the mode
@@ -102,25 +101,13 @@ def _uncovered(density: Density, away: list[tuple[np.ndarray, float]], draws: np
     for end, mass in away:
         known = next((covered for mode, covered in verdicts if not _dips(density, mode, end)), None)
         if known is None:
-            rank = int(COVERED * 0.5 * min(1.0, np.exp(mass - log_mass)) * len(draws))
+            rank = int(COVERED * 0.5 * min(1.0, np.exp(mass - home_mass)) * len(draws))
             distances = (((draws - end) / spread) ** 2).sum(axis=1)
             near = draws[np.argsort(distances)[rank]]
             known = not _dips(density, climb_to_mode(density, near), end)
             verdicts.append((end, known))
         count += not known
     return count
-
-
-def _log_mass(density: Density, mode: np.ndarray) -> float | None:
-    """Laplace's log mass of a mode, or None where it is no proper mode."""
-    q = laplace(density.grad, mode, full_rank=density.dim <= MAX_FULL_RANK)
-    if q is None:
-        return None
-    value, gradient = density.value_and_grad(mode)
-    scaled = gradient @ q.scale if q.full_rank else gradient * q.scale
-    if not np.isfinite(value) or np.abs(scaled).max() > SETTLED_GRADIENT:
-        return None
-    return value + 0.5 * density.dim * np.log(2 * np.pi) + q.log_det
 
 
 def _log_mass_of_draws(density: Density, draws: np.ndarray) -> float:

@@ -18,6 +18,7 @@ from inference.fit import Problem, Run, Status, short_repr
 from inference.native.function import num_cores
 from inference.nutpie_native import native_model
 from inference.pyro_kernel import run_chain
+from inference.starts import chain_starts
 
 BACKENDS = ("auto", "native", "python", "pyro")
 ADAPTATIONS = ("diag", "low_rank")
@@ -118,8 +119,11 @@ class NUTS:
         compilation = time.perf_counter() - begin
         density.num_gradients = 0
         begin = time.perf_counter()
+        start = chain_starts(density, seed=problem.seed)
+        setup += time.perf_counter() - begin
+        begin = time.perf_counter()
         sample = _sample_pyro if self.backend == "pyro" else _sample_nutpie
-        points, stats, adapted = sample(self, density, problem)
+        points, stats, adapted = sample(self, density, problem, start)
         elapsed = time.perf_counter() - begin
         kept, warmup = _split(points, stats, self.num_warmup)
         status = _status(kept[0].shape[:2], self)
@@ -150,6 +154,7 @@ class NUTS:
 
 
 Chains = tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]
+Start = Callable[[int], np.ndarray]
 
 
 def check_count(name: str, value: Any, *, least: int) -> None:
@@ -171,10 +176,10 @@ def check_number(name: str, value: Any, *, above: float, below: float = float("i
         raise InputError(f"{name}: expected a number {limits}, got {value!r}.")
 
 
-def _sample_nutpie(engine: NUTS, density: Density, problem: Problem) -> Chains:
+def _sample_nutpie(engine: NUTS, density: Density, problem: Problem, start: Start) -> Chains:
     """Sample with nutpie; points (chain, warm-up + draws, D), statistics alike, adapted quantities."""
     failures: list[Exception] = []
-    compiled = _native(density) or _through_python(density, failures)
+    compiled = _native(density, start) or _through_python(density, failures, start)
     try:
         trace = nutpie_sample(
             compiled,
@@ -244,19 +249,19 @@ def _usable(lengths: np.ndarray) -> tuple[np.ndarray, int]:
     return np.sort(order[:num]), length
 
 
-def _native(density: Density) -> Any:
+def _native(density: Density, start: Start) -> Any:
     """Wrap the compiled density for nutpie; None where there is none, or nutpie no longer takes it."""
     if density.native is None:
         return None
     try:
-        return native_model(density.native, density.dim, _start(density))
+        return native_model(density.native, density.dim, start)
     except Exception as error:  # another version of nutpie
         density.native = None
         density.reason = f"nutpie {nutpie_version} takes no native code, so that it runs through Python ({error})"
         return None
 
 
-def _through_python(density: Density, failures: list[Exception]) -> Any:
+def _through_python(density: Density, failures: list[Exception], start: Start) -> Any:
     return from_pyfunc(
         density.dim,
         lambda: _in_worker_thread(density, failures),
@@ -264,7 +269,7 @@ def _through_python(density: Density, failures: list[Exception]) -> Any:
         [np.dtype("float64")],
         [(density.dim,)],
         ["point"],
-        make_initial_point_fn=_start(density),
+        make_initial_point_fn=start,
     )
 
 
@@ -287,20 +292,13 @@ def _in_worker_thread(density: Density, failures: list[Exception]) -> Callable[[
     return value_and_grad
 
 
-def _start(density: Density) -> Callable[[int], np.ndarray]:
-    return lambda seed: density.starts(1, generator=np.random.default_rng(seed))[0]
-
-
-def _sample_pyro(engine: NUTS, density: Density, problem: Problem) -> Chains:
+def _sample_pyro(engine: NUTS, density: Density, problem: Problem, start: Start) -> Chains:
     """Sample chain after chain with Pyro's kernel on Pyro's potential."""
-    generator = np.random.default_rng(problem.seed)
-    starts = density.starts(engine.num_chains, generator=generator)
-    seeds = generator.integers(2**31, size=engine.num_chains)
-    density.num_gradients = 0
+    seeds = np.random.default_rng(problem.seed).integers(2**31, size=engine.num_chains)
     chains = [
         run_chain(
             density,
-            start,
+            start(int(seed)),
             num_warmup=engine.num_warmup,
             num_samples=engine.num_samples,
             target_accept=engine.target_accept,
@@ -308,7 +306,7 @@ def _sample_pyro(engine: NUTS, density: Density, problem: Problem) -> Chains:
             seed=int(seed),
             label=f"chain {i + 1}/{engine.num_chains}",
         )
-        for i, (start, seed) in enumerate(zip(starts, seeds, strict=True))
+        for i, seed in enumerate(seeds)
     ]
     points, stats, adapted = zip(*chains, strict=True)
     return (

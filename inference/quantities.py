@@ -27,7 +27,7 @@ class Quantities:
     identified
         Whether they come from the model's ``identify`` instead of the raw sites.
     left_out
-        Names of the integer-valued sites, which have no mean or sd worth comparing.
+        Names of the discrete sites, which have no mean or sd worth comparing.
     """
 
     labels: tuple[str, ...]
@@ -72,8 +72,9 @@ def quantities(fit: Fit) -> Quantities:
     """
     identify = getattr(fit.model, "identify", None)
     draws = identify(fit.draws) if callable(identify) else fit.draws
-    kept = {name: np.asarray(v) for name, v in draws.items() if np.issubdtype(np.asarray(v).dtype, np.floating)}
-    kept = {name: v for name, v in kept.items() if v.size}
+    discrete = () if callable(identify) else fit.state.get("discrete", ())  # Pyro draws a Bernoulli as 0.0 or 1.0
+    kept = {name: np.asarray(v) for name, v in draws.items() if name not in discrete}
+    kept = {name: v for name, v in kept.items() if np.issubdtype(v.dtype, np.floating) and v.size}
     if not kept:
         raise InputError(f"fit: expected a continuous quantity among its sites, got {', '.join(draws) or 'no site'}.")
     columns = [np.asarray(v, dtype=np.float64).reshape(*v.shape[:2], -1) for v in kept.values()]
@@ -92,7 +93,7 @@ def _labels(fit: Fit, name: str, shape: tuple[int, ...], coords: Mapping[str, li
 
 
 def common_quantities(fits: Mapping[str, Fit], *, reference: str) -> dict[str, Quantities]:
-    """Quantities of several fits in the reference's order.
+    """Quantities of several fits in the reference's order; what a given reference lacks is left out.
 
     Raises
     ------
@@ -104,7 +105,8 @@ def common_quantities(fits: Mapping[str, Fit], *, reference: str) -> dict[str, Q
     for name, other in found.items():
         ours, theirs = set(other.labels), set(wanted)
         missing = name_list(label for label in wanted if label not in ours)
-        extra = name_list(label for label in other.labels if label not in theirs)
+        more = [] if fits[reference].engine.method == "given" else other.labels
+        extra = name_list(label for label in more if label not in theirs)
         if missing or extra:
             parts = [f"lacks {missing}" if missing else "", f"has {extra} besides" if extra else ""]
             raise InputError(

@@ -92,6 +92,12 @@ def candidate_facts(comparison: "Comparison", name: str) -> list[str]:
             f"Largest correlation difference: {pair.first} and {pair.second}, {pair.candidate:+.2f} here, "
             f"{pair.reference:+.2f} in the reference (+- {pair.se:.2f})."
         )
+    joint = comparison.joints.get(name)
+    if joint:
+        lines.append(
+            f"Joint distribution (sliced Wasserstein): {joint.distance:.3f} sd from the reference's; exact draws would "
+            f"be about {joint.expected:.3f} away."
+        )
     return lines
 
 

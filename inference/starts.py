@@ -1,13 +1,25 @@
-"""Where an optimisation begins: the best of a few dispersed Gaussians, by their bound."""
+"""Where an optimisation or a chain begins."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 
 from inference.density import Density
-from inference.gaussian import Gaussian, elbo, laplace
+from inference.gaussian import MAX_FULL_RANK, Gaussian, elbo, laplace
 
 # The ascent to a mode that offers a Laplace start is short: a mode may lie at infinity (funnels).
-MODE_STEPS = 100
+MODE_STEPS, MODE_RESTARTS = 100, 4
+LEVEL = 0.1  # a gradient not worth another search: its steps would gain a hundredth of a nat, if scales are near one
+# An end point is a mode when the gradient, in units of the local standard deviations, has all but vanished.
+SETTLED_GRADIENT = 1e-2
+# A chain does not start in a mode with less than exp(-20), or 2e-9, of the mass of the largest one seen: no draw of the
+# posterior would lie there, and Laplace's masses are not wrong by so much.
+NEGLIGIBLE = -20.0
+START_TRIES = 20
+START_WIDTH = 2.0  # wider than the posterior, so that chains that do not mix still show it
+NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.search_modes`
 
 
 def best_gaussian(density: Density, point: np.ndarray, z: np.ndarray, *, full_rank: bool) -> Gaussian:
@@ -31,4 +43,71 @@ def climb_to_mode(density: Density, point: np.ndarray) -> np.ndarray:
             return 1e30, np.zeros_like(x)
         return -value, -gradient
 
-    return minimize(loss, point, jac=True, method="L-BFGS-B", options={"maxiter": MODE_STEPS}).x
+    steps = MODE_STEPS
+    for _ in range(MODE_RESTARTS):  # a line that leaves the support ends the search, however steep it is there
+        found = minimize(loss, point, jac=True, method="L-BFGS-B", options={"maxiter": steps})
+        point, steps = found.x, steps - found.nit
+        if steps <= 0 or np.abs(found.jac).max() < LEVEL:
+            break
+    return point
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A proper mode: Laplace's Gaussian there, and the log of its mass, exp(log p + D/2 log 2 pi - 1/2 log det H)."""
+
+    laplace: Gaussian
+    log_mass: float
+
+
+def mode_at(density: Density, point: np.ndarray) -> Mode | None:
+    """Describe the mode at a point (D,); None where there is no proper mode."""
+    q = laplace(density.grad, point, full_rank=density.dim <= MAX_FULL_RANK)
+    if q is None:
+        return None
+    value, gradient = density.value_and_grad(point)
+    scaled = gradient @ q.scale if q.full_rank else gradient * q.scale
+    if not np.isfinite(value) or np.abs(scaled).max() > SETTLED_GRADIENT:
+        return None
+    return Mode(q, float(value + 0.5 * density.dim * np.log(2 * np.pi) + q.log_det))
+
+
+def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
+    """Give a function from a chain's seed to its start (D,): dispersed, but in the posterior.
+
+    Each chain climbs from a dispersed point of its own, and starts around the mode that it reaches, at twice the
+    standard deviations of Laplace's Gaussian. A chain that begins thousands of nats below the posterior can end its
+    warm-up in a mode 60 nats below it and stay there for ever: one in ten does in a hidden Markov model of two states.
+    Modes of negligible mass are passed over. Where the climb ends in no proper mode (a funnel, a flat direction) the
+    chain starts where the climb began. Compare Pathfinder's use for chains (Zhang et al. 2022, section 5).
+
+    Parameters
+    ----------
+    density
+        What will be sampled.
+    seed
+        Seed of the climbs that show which modes there are.
+    """
+    masses = [mode.log_mass for mode in _climbed(density, NUM_CLIMBS, np.random.default_rng(seed))[1] if mode]
+    least = max(masses, default=-np.inf) + NEGLIGIBLE
+
+    def start(chain_seed: int) -> np.ndarray:
+        generator = np.random.default_rng(chain_seed)
+        for _ in range(START_TRIES):
+            (point,), (mode,) = _climbed(density, 1, generator)
+            if mode is None:
+                return point
+            if mode.log_mass >= least:
+                near = mode.laplace.transform(START_WIDTH * generator.standard_normal((START_TRIES, density.dim)))
+                values, gradients = density.grad(near)
+                usable = np.isfinite(values) & np.isfinite(gradients).all(axis=1)
+                return near[np.argmax(usable)] if usable.any() else point
+        return point
+
+    return start
+
+
+def _climbed(density: Density, num: int, generator: np.random.Generator) -> tuple[np.ndarray, list[Mode | None]]:
+    """Give dispersed points (num, D) and the modes above them."""
+    points = density.starts(num, generator=generator)
+    return points, [mode_at(density, climb_to_mode(density, point)) for point in points]

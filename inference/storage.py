@@ -13,12 +13,13 @@ import torch
 from inference.autovi import AutoVI
 from inference.errors import InputError, one_line
 from inference.fit import Engine, Fit, Problem, Run, Status
+from inference.laplace import MAP, Laplace
 from inference.nuts import NUTS
 from inference.svi import SVI
 from inference.validate import model_function, prepare_data
 
 FORMAT = 1
-ENGINES: dict[str, type] = {"NUTS": NUTS, "SVI": SVI, "AutoVI": AutoVI}
+ENGINES: dict[str, type] = {"NUTS": NUTS, "SVI": SVI, "AutoVI": AutoVI, "Laplace": Laplace, "MAP": MAP}
 _PLAIN = (str, int, float, bool, type(None))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from inference.chain_verdict import judge_chains
+from inference.chain_verdict import judge_chains, judge_given
 from inference.errors import InputError
 from inference.fit import Fit
 from inference.quantities import Quantities, quantities
@@ -55,6 +55,8 @@ def check_quantities(fit: Fit, found: Quantities, *, search: Callable[[Fit], Any
         )
     if fit.engine.method == "mcmc":
         return judge_chains(fit, found)
+    if fit.engine.method == "given":
+        return judge_given(fit, found)
     return judge_weights(fit, found, search=search or _search_modes)
 
 

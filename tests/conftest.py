@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib: the tests have no screen
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"the reference data are absent: no folder {path}")
     return path
+
+
+@pytest.fixture
+def heard_interrupts():
+    """Let Ctrl-C be heard: a shell that starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

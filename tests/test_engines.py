@@ -13,6 +13,8 @@ from tests.accuracy import assert_moments
 from tests.zoo import CASES, ENGINES, SCHOOLS, mixture_by_hand, schools
 
 CONTRACT_MODELS = ["schools", "mixture_tutorial", "correlated"]
+# A correlation matrix whose Cholesky factor may collapse, and the values that it explains with it.
+WITHOUT_MAXIMUM = {("correlated", "laplace")}
 NUTS_STATS = {
     "diverging": np.bool_,
     "energy": np.float64,
@@ -30,6 +32,10 @@ VI_STATS = dict.fromkeys(("lp", "log_q", "log_weight"), np.float64)
 @pytest.mark.parametrize("model", CONTRACT_MODELS)
 def test_every_engine_keeps_the_contract(model, engine):
     case = CASES[model]
+    if (model, engine) in WITHOUT_MAXIMUM:
+        with pytest.raises(InputError, match="no maximum"):
+            fit(case.model, case.data, ENGINES[engine], seed=1)
+        return
     result = fit(case.model, case.data, ENGINES[engine], seed=1)
     with result.restored() as sites:
         shapes = {site.name: site.shape for group in sites.groups()[:-1] for site in group.values()}

@@ -264,7 +264,7 @@ def test_hanging_compiler_is_killed_with_its_children(wrap, tmp_path, monkeypatc
 
 
 @needs_compiler
-def test_interrupt_ends_the_compiler(wrap, tmp_path, folder):
+def test_interrupt_ends_the_compiler(wrap, tmp_path, folder, heard_interrupts):
     pid = tmp_path / "pid"
     wrap(f"sleep 60 & echo $! > {pid}; wait")
     child = process(f"compiler.build({adds(12)!r})", stderr=subprocess.PIPE)

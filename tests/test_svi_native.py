@@ -637,7 +637,7 @@ def test_a_guide_without_parameters_is_not_recorded():
 
 
 @needs_compiler
-def test_ctrl_c_is_heard_in_the_middle_of_native_steps(monkeypatch):
+def test_ctrl_c_is_heard_in_the_middle_of_native_steps(monkeypatch, heard_interrupts):
     sent = []
     take = svi_native.NativeSteps.take
 

@@ -12,7 +12,7 @@ from pyro.distributions.transforms import OrderedTransform
 from pyro.infer import config_enumerate
 from pyro.ops.indexing import Vindex
 
-from inference import NUTS, SVI, AutoVI
+from inference import NUTS, SVI, AutoVI, Laplace
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,7 @@ ENGINES = {
     "nuts_low_rank": NUTS(num_warmup=100, num_samples=60, num_chains=2, adaptation="low_rank"),
     "nuts_pyro": NUTS(num_warmup=30, num_samples=60, num_chains=2, backend="pyro"),
     "auto": AutoVI(num_samples=60, num_chains=2, num_starts=2),
+    "laplace": Laplace(num_samples=60, num_chains=2),
     "svi_normal": SVI(num_steps=200, num_samples=60, num_chains=2),
     "svi_multivariate_normal": SVI(guide="multivariate_normal", num_steps=200, num_samples=60, num_chains=2),
 }

@@ -1,0 +1,301 @@
+"""Point estimates: the highest density, and Laplace's Gaussian around it. Deterministic, from several starts."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from inference.density import Density
+from inference.errors import InputError
+from inference.fit import Problem, Run, Status, short_repr
+from inference.gaussian import MAX_FULL_RANK, Gaussian, curvature, gaussian_draws
+from inference.nuts import DTYPES, check_choice, check_count
+from inference.progress import bar
+from inference.starts import climb_to_mode, mode_at
+
+BACKENDS = ("auto", "native", "python")
+# Gradients of a fit, to estimate whether compiling pays: some 100 for each of 8 climbs, and the Hessians.
+TYPICAL_GRADIENTS = 1000
+# After the climb, Newton's steps: near the maximum each doubles the digits that are right. Where the climb was cut
+# short (a hundred steps are few when sds differ by thousands) they do most of the work.
+NEWTON_STEPS, HALVINGS = 30, 10
+# Curvatures below this share of the largest are rounding.
+FLAT = 1e-14
+# Slope, in nats per local sd, at which the density is within 1e-14 nats of its maximum.
+LEVEL = 1e-7
+# Slope up to which an end counts as a maximum: within 1e-8 nats; rounding of a large sum can leave as much.
+SETTLED = 1e-4
+# Maxima that differ by less than this, in nats, are equally high; ends closer than this, on the unconstrained space,
+# are one point.
+AGREEMENT, APART = 1e-3, 1e-2
+# Another maximum counts from 1 % of the mass, as for `inference.modes`.
+COUNTS = np.log(0.01)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class _Ascent:
+    """Settings of the engines here, and what they do before they differ."""
+
+    method: ClassVar[str] = "vi"
+
+    num_samples: int = 1000
+    num_chains: int = 4
+    num_starts: int = 8
+    backend: str = "auto"
+    dtype: str = "float64"
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_samples", 4), ("num_chains", 1), ("num_starts", 1)):
+            check_count(name, getattr(self, name), least=least)
+        check_choice("backend", self.backend, BACKENDS)
+        check_choice("dtype", self.dtype, DTYPES)
+
+    __repr__ = short_repr
+
+    def floating_dtype(self, model: Any) -> torch.dtype:
+        """Give ``dtype``, whatever the model."""
+        return DTYPES[self.dtype]
+
+    def _prepare(self, density: Density) -> dict[str, float]:
+        """Compile, and give the seconds that everything took so far."""
+        begin = time.perf_counter()
+        density.require_no_noise()
+        setup = time.perf_counter() - begin
+        begin = time.perf_counter()
+        if self.backend != "python":
+            density.compile(TYPICAL_GRADIENTS if self.backend == "auto" else np.inf)
+        density.num_gradients = 0
+        return {"setup": setup, "compile": time.perf_counter() - begin}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Laplace(_Ascent):
+    """Gaussian with the curvature of the log density at its highest mode (Laplace's approximation).
+
+    Each of several dispersed starts climbs by L-BFGS, then by Newton's method, on the unconstrained space, where the
+    log density includes the log Jacobians of the transforms. Of the modes found the one of the largest mass,
+    exp(log p + D/2 log 2 pi - 1/2 log det H) (MacKay 2003, eq. 27.9), is kept: its log is an estimate of the log
+    evidence. A full covariance up to 250 dimensions, its diagonal's inverse beyond.
+
+    Parameters
+    ----------
+    num_samples, num_chains
+        Independent draws from the Gaussian are returned in this shape, that of an MCMC run beside it.
+    num_starts
+        Starts, uniform on (-2, 2) of the unconstrained space.
+    backend, dtype
+        As for `AutoVI`.
+
+    Notes
+    -----
+    ``fit.state``: ``"loc"`` (D,), ``"scale"`` (D, D) or (D,), ``"log_evidence"``, and ``"starts"``: ``"value"``
+    (num_starts,), the log density at the end of each climb, NaN where that was no maximum.
+    """
+
+    def run(self, problem: Problem) -> Run:
+        """Climb and draw; called by `inference.fit.fit`."""
+        density = problem.density
+        seconds = self._prepare(density)
+        rng = np.random.default_rng(problem.seed)
+        begin = time.perf_counter()
+        maxima = _maxima(density, self.num_starts, rng)
+        modes = [mode_at(density, point) for point in maxima.points]
+        masses = [mode.log_mass if mode is not None else -np.inf for mode in modes]
+        first = int(np.argmax(masses))
+        best = modes[first]
+        if best is None:
+            raise InputError(
+                "model: the log density has no maximum with a negative definite curvature that a climb from "
+                f"{self.num_starts} starts would reach (a funnel, or a direction in which it is flat); use NUTS."
+            )
+        seconds["optimisation"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        shape = (self.num_chains, self.num_samples)
+        z = rng.standard_normal((shape[0] * shape[1], density.dim))
+        draws, points, stats = gaussian_draws(density, best.laplace, z)
+        seconds["sampling"] = time.perf_counter() - begin
+        others = sum(best.log_mass + COUNTS < mass < best.log_mass - AGREEMENT for mass in masses)
+        return Run(
+            draws={name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()},
+            stats={name: value.reshape(shape) for name, value in stats.items()},
+            history=maxima.history,
+            status=maxima.status(first, left_out=others),
+            seconds=seconds,
+            notes=_notes(density, best.laplace),
+            state={
+                "unconstrained": points.reshape(*shape, density.dim),
+                "labels": density.labels,
+                "num_gradients": density.num_gradients,
+                "backend": f"L-BFGS and Newton, {density.backend} density",
+                "loc": best.laplace.loc,
+                "scale": best.laplace.scale,
+                "log_evidence": best.log_mass,
+                "starts": {"value": maxima.values},
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MAP(_Ascent):
+    """The parameters of the highest posterior density, a point; with flat priors, of the highest likelihood.
+
+    The density is that of the constrained values, without the log Jacobians of their transforms, so that the point is
+    the one that EM or an optimiser on the parameters themselves would reach. Several dispersed starts climb by L-BFGS,
+    then by Newton's method; the highest end is kept. A maximum at the edge of the support (a scale of zero) is none.
+
+    Parameters
+    ----------
+    num_samples, num_chains
+        The point is returned so often, in this shape; discrete sites are drawn from their exact conditional
+        distribution at it.
+    num_starts
+        Starts, uniform on (-2, 2) of the unconstrained space.
+    backend, dtype
+        As for `AutoVI`.
+
+    Notes
+    -----
+    ``fit.stats["lp"]`` is the log density of the constrained values. ``fit.state``: ``"loc"`` (D,), and ``"starts"``:
+    ``"value"`` (num_starts,), the log density at the end of each climb, NaN where that was no maximum.
+    """
+
+    def run(self, problem: Problem) -> Run:
+        """Climb; called by `inference.fit.fit`."""
+        begin = time.perf_counter()
+        density = Density(problem.sites, jacobian=False)
+        recording = time.perf_counter() - begin
+        seconds = self._prepare(density)
+        seconds["setup"] += recording
+        begin = time.perf_counter()
+        maxima = _maxima(density, self.num_starts, np.random.default_rng(problem.seed))
+        if np.isnan(maxima.values).all():
+            raise InputError(
+                f"model: no climb from {self.num_starts} starts reached a maximum of the density of the constrained "
+                "values: it grows without bound (a scale that shrinks to zero), or is flat. Give the sites priors that "
+                "keep them off their edges, or use Laplace(), AutoVI() or NUTS()."
+            )
+        best = int(np.nanargmax(maxima.values))
+        point, shape = maxima.points[best], (self.num_chains, self.num_samples)
+        seconds["optimisation"] = time.perf_counter() - begin
+        seconds["sampling"] = 0.0
+        latents = density.constrain(point[None])
+        return Run(
+            draws={name: np.broadcast_to(value, (*shape, *value.shape[1:])).copy() for name, value in latents.items()},
+            stats={"lp": np.full(shape, maxima.values[best])},
+            history=maxima.history,
+            status=maxima.status(best),
+            seconds=seconds,
+            notes=(density.reason,) if density.reason else (),
+            state={
+                "unconstrained": np.broadcast_to(point, (*shape, density.dim)).copy(),
+                "labels": density.labels,
+                "num_gradients": density.num_gradients,
+                "backend": f"L-BFGS and Newton, {density.backend} density",
+                "loc": point,
+                "starts": {"value": maxima.values},
+            },
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Maxima:
+    """Ends of the climbs (num, D), and their log densities (num,), NaN where an end is no maximum."""
+
+    points: np.ndarray
+    values: np.ndarray
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """Minus the best log density, climb after climb."""
+        return {"loss": -np.fmax.accumulate(self.values)}
+
+    def status(self, best: int, *, left_out: int = 0) -> Status:
+        """Say how many climbs ended where the best did; ``left_out`` of the others matter to the answer."""
+        num, settled = len(self.values), np.isfinite(self.values)
+        level = np.abs(self.values - self.values[best]) < AGREEMENT
+        home = self.points[best]
+        apart = (np.abs(self.points - home) > APART * (1 + np.abs(home))).any(axis=1)
+        if (level & apart).any():
+            return Status(
+                "budget_spent",
+                f"{(level & apart).sum()} of {num} starts ended in another maximum of the same height: components that "
+                "may be exchanged, or a sign that does not matter. A point, or a single Gaussian, is one of several "
+                "equal answers.",
+            )
+        if left_out:
+            return Status(
+                "budget_spent",
+                f"{left_out} of {num} starts ended in another maximum, with a mass that counts; a single Gaussian "
+                "leaves it out. Use NUTS.",
+            )
+        if level.sum() == 1 < num:
+            return Status("budget_spent", f"Only one of {num} starts reached the highest maximum; raise num_starts.")
+        rest = f"; {(settled & ~level).sum()} ended in lower ones" if (settled & ~level).any() else ""
+        lost = f"; {(~settled).sum()} found none" if not settled.all() else ""
+        reached = "its start" if num == 1 else f"{level.sum()} of {num} starts"
+        return Status("converged", f"{reached} reached the maximum, {self.values[best]:.2f}{rest}{lost}.".capitalize())
+
+
+def _maxima(density: Density, num: int, rng: np.random.Generator) -> _Maxima:
+    """Climb from dispersed starts."""
+    points, values = [], []
+    for start in bar(density.starts(num, generator=rng), desc="climbing"):
+        polish = _polished if density.dim <= MAX_FULL_RANK else _climbed_on
+        point, settled = polish(density, climb_to_mode(density, start))
+        points.append(point)
+        values.append(density.value_and_grad(point)[0] if settled else np.nan)
+    return _Maxima(np.array(points), np.array(values))
+
+
+def _polished(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Go on by Newton's method; whether the end is a maximum.
+
+    Where the density is not concave, its curvatures count by their size (Dauphin et al. 2014, saddle-free Newton), so
+    that every step goes uphill.
+    """
+    slope, proper = np.inf, False
+    for _ in range(NEWTON_STEPS):
+        value, gradient = density.value_and_grad(point)
+        precision = curvature(density.grad, point)
+        if not (np.isfinite(precision).all() and np.isfinite(value)):
+            return point, False
+        curvatures, axes = np.linalg.eigh(precision)
+        proper = bool(curvatures[0] > 0)
+        along = axes.T @ gradient
+        sizes = np.maximum(np.abs(curvatures), FLAT * np.abs(curvatures).max())
+        slope = np.sqrt((along**2 / sizes).max())
+        if slope < LEVEL and proper:
+            break
+        ahead = _uphill(density, point, axes @ (along / sizes), value)
+        if ahead is None:  # rounding
+            break
+        point = ahead
+    return point, proper and bool(slope < SETTLED)
+
+
+def _climbed_on(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Go on by L-BFGS, where a Hessian would be too large; whether the end is a maximum by its diagonal."""
+    for _ in range(NEWTON_STEPS):
+        if mode_at(density, point) is not None:
+            return point, True
+        point = climb_to_mode(density, point)
+    return point, mode_at(density, point) is not None
+
+
+def _uphill(density: Density, point: np.ndarray, step: np.ndarray, value: float) -> np.ndarray | None:
+    """Take Newton's step, halved until the density rises: far from the maximum the curvature misleads."""
+    for _ in range(HALVINGS):
+        ahead = density.value_and_grad(point + step)[0]
+        if ahead > value:
+            return point + step
+        step = step / 2
+    return None
+
+
+def _notes(density: Density, q: Gaussian) -> tuple[str, ...]:
+    notes = [density.reason] if density.reason else []
+    if not q.full_rank:
+        notes.append(f"{density.dim} dimensions: above {MAX_FULL_RANK} the Gaussian has no correlations")
+    return tuple(notes)
