@@ -106,7 +106,8 @@ def standardise(draws: np.ndarray) -> np.ndarray:
     diagnostic the same in any unit.
     """
     flat = draws.reshape(-1, draws.shape[-1])
-    centred = draws - flat.mean(axis=0)
+    # Equal draws differ from their mean by rounding, which is no spread.
+    centred = np.where(has_spread(draws), draws - flat.mean(axis=0), 0.0)
     scale = np.abs(centred).max(axis=(0, 1))
     scale = np.where(scale > 0, scale, 1.0)
     centred = centred / scale

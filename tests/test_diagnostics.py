@@ -13,6 +13,7 @@ from inference.diagnostics import (
     moments,
     raw_against_weighted,
     smooth_weights,
+    standardise,
     tail_index,
     wasserstein,
     weighted_moments,
@@ -213,3 +214,10 @@ def test_correlations_match_numpy():
     x = np.random.default_rng(0).normal(size=(2, 300, 3))
     x[..., 1] += x[..., 0]
     np.testing.assert_allclose(correlations(x), np.corrcoef(x.reshape(-1, 3).T), atol=1e-12)
+
+
+def test_equal_draws_have_no_spread_to_standardise():
+    """Their mean differs from them by rounding, which must not be blown up to one."""
+    draws = np.full((4, 1000, 3), [0.1, 1e9 / 3, -7.3])
+    assert (standardise(draws) == 0).all()
+    assert (correlations(draws) == 0).all()

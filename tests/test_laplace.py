@@ -110,7 +110,9 @@ def test_a_point_is_compared_like_any_fit():
         name: fit(MODELS["beta_binomial"], data, engine, seed=0)
         for name, engine in {"laplace": Laplace(), "map": MAP()}.items()
     }
-    assert compare(fits, reference="laplace").verdicts["map"].kind is not VerdictKind.TRUST
+    found = compare(fits, reference="laplace")
+    assert found.verdicts["map"].kind is not VerdictKind.TRUST
+    assert (found.table["sd_ratio"] < 1e-3).all()
 
 
 # --- Laplace --------------------------------------------------------------------------------------------------------
