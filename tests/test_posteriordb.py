@@ -144,6 +144,9 @@ def test_nuts_passes_wherever_it_can(name, bundle):
 def test_every_engine_runs_everywhere(name, engine, bundle):
     """Right or wrong: a fit comes back, and a wrong one is not trusted."""
     row = run_cell(str(bundle), name, engine, 1)
+    if (name, engine) == ("eight_schools-eight_schools_centered", "laplace"):
+        assert "no maximum" in row["failed"]  # of a funnel
+        return
     assert "failed" not in row, row.get("failed")
     assert row["verdict"] != "TRUST" or row["passes"], row
 
