@@ -10,9 +10,6 @@ from inference.laplace import MAP, Laplace
 from inference.nuts import NUTS
 from inference.svi import SVI
 
-# NUTS on the command line is mostly a reference for others, which a few divergences disqualify: shorter steps, a third
-# more of them, avoid most.
-TARGET_ACCEPT = 0.9
 KNOWN = "nuts, nuts:low_rank, nuts:native, nuts:python, nuts:pyro, auto, laplace, map, svi, svi:GUIDE"
 _SIMPLE = {"auto": AutoVI, "laplace": Laplace, "map": MAP}
 
@@ -74,7 +71,7 @@ def _make(name: str, sizes: dict[str, int], warmup: dict[str, int]) -> Any:
             raise InputError(f"engine '{name}': guide '{variant}' is not known; known are {', '.join(GUIDES)}")
         return SVI(**sizes, **({"guide": variant} if variant else {}))
     if family == "nuts":
-        return NUTS(**sizes, **warmup, target_accept=TARGET_ACCEPT, **_nuts_variant(name, variant))
+        return NUTS(**sizes, **warmup, **_nuts_variant(name, variant))
     raise InputError(f"engine '{name}': not known; known are {KNOWN}")
 
 

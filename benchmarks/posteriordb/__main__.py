@@ -19,9 +19,10 @@ from joblib import Parallel, delayed
 from benchmarks import machine
 from benchmarks.command import publish
 from benchmarks.posteriordb import PORTS
-from benchmarks.posteriordb.cell import Row, engine_of, run_cell
+from benchmarks.posteriordb.cell import Row, run_cell
 from benchmarks.posteriordb.database import open_database
 from benchmarks.posteriordb.report import report
+from inference.engine_names import parse_engines
 from inference.errors import InputError
 
 ENGINES = "nuts,svi:normal,svi:multivariate_normal,laplace,auto"
@@ -67,8 +68,7 @@ def main() -> None:
     engines = given.engine.split(",")
     try:
         known = open_database(given.database).folders
-        for engine in engines:
-            engine_of(engine)
+        parse_engines(given.engine)
     except InputError as error:
         parser.error(str(error))
     names = [name for name in PORTS if name in known and fnmatch.fnmatch(name, given.only)]

@@ -9,7 +9,7 @@ from benchmarks.gradient import single_costs
 from benchmarks.posteriordb import PORTS
 from benchmarks.posteriordb.accuracy import accuracy
 from benchmarks.posteriordb.database import Posterior, open_database
-from inference import NUTS, Fit, check, fit
+from inference import Fit, check, fit
 from inference.diagnostics import chain_mixing
 from inference.engine_names import parse_engines
 from inference.quantities import quantities
@@ -19,11 +19,6 @@ Row = dict[str, Any]
 
 # What a fit spends before its first step and after its last.
 START_UP = ("setup", "compile", "other_sites")
-
-
-def engine_of(name: str) -> Any:
-    """Give the engine of a name as the command line does, but NUTS at its own defaults."""
-    return NUTS() if name == "nuts" else parse_engines(name)[name]
 
 
 def arguments(model: Any, posterior: Posterior) -> dict[str, Any]:
@@ -38,7 +33,9 @@ def run_cell(path: str, name: str, engine: str, seed: int) -> Row:
     try:
         posterior = open_database(path).posterior(name)
         row["dimension"] = posterior.dimension
-        result = fit(PORTS[name], arguments(PORTS[name], posterior), engine_of(engine), seed=seed, progress=False)
+        result = fit(
+            PORTS[name], arguments(PORTS[name], posterior), parse_engines(engine)[engine], seed=seed, progress=False
+        )
         row |= about_fit(result) | about_accuracy(result, posterior)
         if engine.startswith("nuts"):
             row |= single_costs(PORTS[name], arguments(PORTS[name], posterior))
