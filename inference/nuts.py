@@ -24,8 +24,8 @@ BACKENDS = ("auto", "native", "python", "pyro")
 ADAPTATIONS = ("diag", "low_rank")
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# Others take 0.8. A third more steps buy a tenth of the divergences: of eight runs on a Gaussian process at 0.8 one missed
-# its posterior, and none at 0.9 (`benchmarks.posteriordb`, gp_pois_regr).
+# Others take 0.8. A third more steps buy a tenth of the divergences: of eight runs on a Gaussian process at 0.8 one
+# missed its posterior, and none at 0.9 (`benchmarks.posteriordb`, gp_pois_regr).
 TARGET_ACCEPT = 0.9
 # Leapfrog steps a draw, to estimate whether compiling pays; most models take 7 to 15.
 TYPICAL_STEPS = 8

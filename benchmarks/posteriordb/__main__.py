@@ -1,8 +1,8 @@
 """Fits against posteriors that nobody here made, by engine.
 
-Usage: python -m benchmarks.posteriordb [--engine nuts,svi:normal,svi:multivariate_normal,laplace,auto] [--only PATTERN]
-       [--database ../shared/posteriordb] [--seeds 1] [--jobs 1] [--results out/posteriordb.jsonl] [--again]
-       [--out docs/accuracy.md]
+Usage: python -m benchmarks.posteriordb [--engine nuts,nuts:low_rank,svi:normal,svi:multivariate_normal,laplace,auto]
+       [--only PATTERN] [--database ../shared/posteriordb] [--seeds 1] [--jobs 1] [--results out/posteriordb.jsonl]
+       [--again] [--out docs/accuracy.md]
 
 A checkout of posteriordb serves as database, too: what is ported is run. A finished cell is not run again unless
 ``--again`` is given. Exit status 1 if a cell failed.
@@ -25,7 +25,7 @@ from benchmarks.posteriordb.report import report
 from inference.engine_names import parse_engines
 from inference.errors import InputError
 
-ENGINES = "nuts,svi:normal,svi:multivariate_normal,laplace,auto"
+ENGINES = "nuts,nuts:low_rank,svi:normal,svi:multivariate_normal,laplace,auto"
 Key = tuple[str, str, int]
 
 

@@ -33,12 +33,11 @@ def run_cell(path: str, name: str, engine: str, seed: int) -> Row:
     try:
         posterior = open_database(path).posterior(name)
         row["dimension"] = posterior.dimension
-        result = fit(
-            PORTS[name], arguments(PORTS[name], posterior), parse_engines(engine)[engine], seed=seed, progress=False
-        )
+        model, data = PORTS[name], arguments(PORTS[name], posterior)
+        result = fit(model, data, parse_engines(engine)[engine], seed=seed, progress=False)
         row |= about_fit(result) | about_accuracy(result, posterior)
-        if engine.startswith("nuts"):
-            row |= single_costs(PORTS[name], arguments(PORTS[name], posterior))
+        if engine == "nuts":
+            row |= single_costs(model, data)
     except Exception as error:  # a cell that fails is a row that says so
         at = traceback.extract_tb(error.__traceback__)[-1]
         row["failed"] = f"{type(error).__name__}: {error} ({at.name}, line {at.lineno})".splitlines()[0]
