@@ -10,23 +10,14 @@ import torch
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
-from inference.gaussian import MAX_FULL_RANK, Gaussian, curvature, gaussian_draws
+from inference.gaussian import MAX_FULL_RANK, Gaussian, gaussian_draws
 from inference.nuts import DTYPES, check_choice, check_count
 from inference.progress import bar
-from inference.starts import climb_to_mode, mode_at
+from inference.starts import climb_to_maximum, mode_at
 
 BACKENDS = ("auto", "native", "python")
 # Gradients of a fit, to estimate whether compiling pays: some 100 for each of 8 climbs, and the Hessians.
 TYPICAL_GRADIENTS = 1000
-# After the climb, Newton's steps: near the maximum each doubles the digits that are right. Where the climb was cut
-# short (a hundred steps are few when sds differ by thousands) they do most of the work.
-NEWTON_STEPS, HALVINGS = 30, 10
-# Curvatures below this share of the largest are rounding.
-FLAT = 1e-14
-# Slope, in nats per local sd, at which the density is within 1e-14 nats of its maximum.
-LEVEL = 1e-7
-# Slope up to which an end counts as a maximum: within 1e-8 nats; rounding of a large sum can leave as much.
-SETTLED = 1e-4
 # Maxima that differ by less than this, in nats, are equally high; ends closer than this, on the unconstrained space,
 # are one point.
 AGREEMENT, APART = 1e-3, 1e-2
@@ -242,56 +233,10 @@ def _maxima(density: Density, num: int, rng: np.random.Generator) -> _Maxima:
     """Climb from dispersed starts."""
     points, values = [], []
     for start in bar(density.starts(num, generator=rng), desc="climbing"):
-        polish = _polished if density.dim <= MAX_FULL_RANK else _climbed_on
-        point, settled = polish(density, climb_to_mode(density, start))
+        point, settled = climb_to_maximum(density, start)
         points.append(point)
         values.append(density.value_and_grad(point)[0] if settled else np.nan)
     return _Maxima(np.array(points), np.array(values))
-
-
-def _polished(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Go on by Newton's method; whether the end is a maximum.
-
-    Where the density is not concave, its curvatures count by their size (Dauphin et al. 2014, saddle-free Newton), so
-    that every step goes uphill.
-    """
-    slope, proper = np.inf, False
-    for _ in range(NEWTON_STEPS):
-        value, gradient = density.value_and_grad(point)
-        precision = curvature(density.grad, point)
-        if not (np.isfinite(precision).all() and np.isfinite(value)):
-            return point, False
-        curvatures, axes = np.linalg.eigh(precision)
-        proper = bool(curvatures[0] > 0)
-        along = axes.T @ gradient
-        sizes = np.maximum(np.abs(curvatures), FLAT * np.abs(curvatures).max())
-        slope = np.sqrt((along**2 / sizes).max())
-        if slope < LEVEL and proper:
-            break
-        ahead = _uphill(density, point, axes @ (along / sizes), value)
-        if ahead is None:  # rounding
-            break
-        point = ahead
-    return point, proper and bool(slope < SETTLED)
-
-
-def _climbed_on(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Go on by L-BFGS, where a Hessian would be too large; whether the end is a maximum by its diagonal."""
-    for _ in range(NEWTON_STEPS):
-        if mode_at(density, point) is not None:
-            return point, True
-        point = climb_to_mode(density, point)
-    return point, mode_at(density, point) is not None
-
-
-def _uphill(density: Density, point: np.ndarray, step: np.ndarray, value: float) -> np.ndarray | None:
-    """Take Newton's step, halved until the density rises: far from the maximum the curvature misleads."""
-    for _ in range(HALVINGS):
-        ahead = density.value_and_grad(point + step)[0]
-        if ahead > value:
-            return point + step
-        step = step / 2
-    return None
 
 
 def _notes(density: Density, q: Gaussian) -> tuple[str, ...]:

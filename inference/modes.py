@@ -7,7 +7,7 @@ import numpy as np
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Fit
-from inference.starts import climb_to_mode, mode_at
+from inference.starts import climb_to_maximum, mode_at
 
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
 # than a nat is a ripple that no sampler or optimiser notices.
@@ -67,7 +67,7 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
     with fit.restored() as sites:
         density = Density(sites, hold_params=True)
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
-        home = climb_to_mode(density, draws.mean(axis=0))
+        home = climb_to_maximum(density, draws.mean(axis=0))[0]
         mode = mode_at(density, home)
         if mode is None:  # the climb from the fit itself runs off: compare with what the draws carry instead
             home = draws[np.argmax(density.log_density(draws))]
@@ -75,7 +75,7 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
         else:
             home_mass = mode.log_mass
         points = density.starts(num_starts, generator=np.random.default_rng(seed))
-        ends = [climb_to_mode(density, point) for point in points]
+        ends = [climb_to_maximum(density, point)[0] for point in points]
         settled = [(end, mode.log_mass) for end in ends if (mode := mode_at(density, end)) is not None]
         away = [
             (end, mass) for end, mass in settled if mass > home_mass + np.log(MIN_SHARE) and _dips(density, home, end)
@@ -104,7 +104,7 @@ def _uncovered(density: Density, away: list[tuple[np.ndarray, float]], draws: np
             rank = int(COVERED * 0.5 * min(1.0, np.exp(mass - home_mass)) * len(draws))
             distances = (((draws - end) / spread) ** 2).sum(axis=1)
             near = draws[np.argsort(distances)[rank]]
-            known = not _dips(density, climb_to_mode(density, near), end)
+            known = not _dips(density, climb_to_maximum(density, near)[0], end)
             verdicts.append((end, known))
         count += not known
     return count
