@@ -15,6 +15,7 @@ LEVEL = 0.1  # a gradient not worth another search: its steps would gain a hundr
 # After the climb, Newton's steps: near the maximum each doubles the digits that are right. Where the climb was cut
 # short (a hundred steps are few when sds differ by thousands) they do most of the work.
 NEWTON_STEPS, HALVINGS = 30, 10
+MORE_CLIMBS = 5
 FEW_STEPS = 3  # where each of the Hessian's gradients is a run of Pyro's
 # Curvatures below this share of the largest are rounding.
 FLAT = 1e-14
@@ -104,9 +105,9 @@ def _polished(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
 
 def _climbed_on(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
     """Go on by L-BFGS, where a Hessian would be too large; whether the end is a maximum by its diagonal."""
-    for _ in range(NEWTON_STEPS):
-        if mode_at(density, point) is not None:
-            return point, True
+    for _ in range(MORE_CLIMBS):
+        if np.abs(density.value_and_grad(point)[1]).max() < LEVEL:
+            break
         point = climb_to_mode(density, point)
     return point, mode_at(density, point) is not None
 
@@ -148,7 +149,8 @@ def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
     standard deviations of Laplace's Gaussian. A chain that begins thousands of nats below the posterior can end its
     warm-up in a mode 60 nats below it and stay there for ever: one in ten does in a hidden Markov model of two states.
     Modes of negligible mass are passed over. Where the climb ends in no proper mode (a funnel, a flat direction) the
-    chain starts where the climb began. Compare Pathfinder's use for chains (Zhang et al. 2022, section 5).
+    chain starts where the climb began; so it does in more than `MAX_FULL_RANK` dimensions, where curvatures would cost
+    as much as chains. Compare Pathfinder's use for chains (Zhang et al. 2022, section 5).
 
     Parameters
     ----------
@@ -157,6 +159,8 @@ def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
     seed
         Seed of the climbs that show which modes there are.
     """
+    if density.dim > MAX_FULL_RANK:
+        return lambda chain_seed: density.starts(1, generator=np.random.default_rng(chain_seed))[0]
     masses = [mode.log_mass for mode in _climbed(density, NUM_CLIMBS, np.random.default_rng(seed))[1] if mode]
     least = max(masses, default=-np.inf) + NEGLIGIBLE
 
