@@ -92,7 +92,8 @@ class Laplace(_Ascent):
         rng = np.random.default_rng(problem.seed)
         begin = time.perf_counter()
         maxima = _maxima(density, self.num_starts, rng)
-        modes = [mode_at(density, point) for point in maxima.points]
+        settled = np.isfinite(maxima.values)
+        modes = [mode_at(density, point) if ok else None for point, ok in zip(maxima.points, settled, strict=True)]
         masses = [mode.log_mass if mode is not None else -np.inf for mode in modes]
         first = int(np.argmax(masses))
         best = modes[first]

@@ -62,6 +62,12 @@ def steep(num=200, columns=8, condition=1e4):
     return {"X": X, "y": X @ (3.0 / units) + rng.normal(size=num)}
 
 
+def least_squares(X, y):
+    """Coefficients and the likeliest sd of the noise."""
+    beta, *_ = np.linalg.lstsq(X, y, rcond=None)
+    return beta, np.sqrt(np.mean((y - X @ beta) ** 2))
+
+
 # --- MAP ------------------------------------------------------------------------------------------------------------
 
 
@@ -78,10 +84,9 @@ def test_flat_priors_give_maximum_likelihood(seed):
     data = steep()
     result = fit(line, data, MAP(num_samples=4), seed=seed)
     assert result.status.ok, result.status
-    expected, *_ = np.linalg.lstsq(data["X"], data["y"], rcond=None)
-    residual = data["y"] - data["X"] @ expected
+    expected, sigma = least_squares(**data)
     np.testing.assert_allclose(result.draws["beta"][0, 0], expected, rtol=1e-5)
-    np.testing.assert_allclose(result.draws["sigma"][0, 0], np.sqrt(np.mean(residual**2)), rtol=1e-6)
+    np.testing.assert_allclose(result.draws["sigma"][0, 0], sigma, rtol=1e-6)
 
 
 def test_a_mixture_reaches_the_likelihood_of_expectation_maximisation():
@@ -143,9 +148,8 @@ def test_far_and_narrow_posteriors_are_reached(seed):
     data = steep()
     result = fit(line, data, Laplace(num_samples=2000), seed=seed)
     assert result.status.ok, result.status
-    expected, *_ = np.linalg.lstsq(data["X"], data["y"], rcond=None)
-    residual = data["y"] - data["X"] @ expected
-    sd = np.sqrt(np.mean(residual**2) * np.diag(np.linalg.inv(data["X"].T @ data["X"])))
+    expected, sigma = least_squares(**data)
+    sd = sigma * np.sqrt(np.diag(np.linalg.inv(data["X"].T @ data["X"])))
     assert_moments(result.draws["beta"], expected, sd, bias=0.01)
 
 
