@@ -1,53 +1,57 @@
-"""AutoVI: deterministic variational inference that needs no tuning. First rung: one Gaussian."""
+"""AutoVI: variational inference that needs no tuning, and climbs until its own check is passed."""
 
 import time
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from inference import limits
 from inference.density import Density
 from inference.devices import check_device
-from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
-from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, base_draws, elbo, fit_gaussian, gaussian_draws
-from inference.nuts import DTYPES, check_choice, check_count
-from inference.progress import bar
-from inference.starts import best_gaussian
+from inference.gaussian import MAX_FULL_RANK, Family, Fitted, Gaussian, gaussian_draws
+from inference.importance import Proposals
+from inference.ladder import GAP, TARGETS, Ladder
+from inference.modes import seen_from
+from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
 
-# The fixed-draw objective over-fits its N draws by g_in - g_out nats. N doubles until that gap is under the larger of
-# this and two standard errors (Burroni, Domke & Sheldon 2024; constants of our notes, section 10), up to MAX_DRAWS.
-GAP = 0.02
-MIN_DRAWS, MAX_DRAWS, FRESH_DRAWS = 32, 4096, 2048
-# Fresh draws are fewer in very many dimensions, so that the batch stays under 128 MB.
-MAX_FRESH_NUMBERS = 2**24
-# Starts agree when the best two bounds differ by less than this, in nats, plus two standard errors.
-AGREEMENT = 0.1
 BACKENDS = ("auto", "native", "python")
-# Gradients of a fit, to estimate whether compiling pays, now or when the library is next found in the cache: some 5000,
-# which in batches cost less than single ones.
-TYPICAL_GRADIENTS = 2500
+# Evaluations of a fit, to estimate whether compiling pays, now or when the library is next found in the cache: some
+# 15 000, which in batches cost less than single ones.
+TYPICAL_GRADIENTS = 7500
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AutoVI:
-    """Gaussian variational posterior by L-BFGS on fixed orthogonal-antithetic draws, from several starts.
+    """Variational inference that climbs a ladder until its importance weights say that it has arrived.
 
-    A full covariance up to 250 dimensions, a mean field beyond. The number of fixed draws doubles until the bound on
-    fresh draws has caught up with the bound that was optimised, so the answer does not depend on the draws, and there
-    is no learning rate, no noise and no stopping rule to tune (Giordano, Ingram & Broderick 2024; doubling as in
-    Burroni, Domke & Sheldon 2024; the structured draws are explained in `inference.gaussian`).
+    1. Climbs from dispersed starts find the modes.
+    2. At each mode that counts, a Gaussian with full covariance (up to 250 dimensions) by L-BFGS on fixed
+       orthogonal-antithetic draws, whose number doubles until the bound on fresh draws has caught up (DADVI: Giordano,
+       Ingram & Broderick 2024; doubling: Burroni, Domke & Sheldon 2024). A second fit from elsewhere has to agree.
+    3. A bent Gaussian: skewness, tails, and scales that move with parent coordinates, which is a decentring by as much
+       as the data ask for (`inference.bent`).
+    4. From each of these, importance sampling with heavier tails (`inference.importance`). The climb ends where k-hat
+       and the effective sample size reach ``target``, and the draws are resampled proposals.
+    5. Where no rung gets there, NUTS starts from the draws of the best one, whitened by their covariance.
+
+    There is no learning rate and no stopping rule to tune. Rungs are begun only while the evaluations of the density
+    stay within ``budget`` times what NUTS by itself is predicted to need.
 
     Parameters
     ----------
     num_samples, num_chains
-        Independent draws from the fitted Gaussian are returned in this shape, that of an MCMC run beside it.
+        Draws are returned in this shape, that of an MCMC run beside it.
+    target
+        What the draws are for: ``"means"``, ``"sds"`` or ``"intervals"`` ask for an effective sample size of 400, 1000
+        or 2000, and a k-hat that suits.
+    budget
+        In units of the evaluations that `NUTS` with its defaults is predicted to need.
     num_starts
-        Starts, uniform on (-2, 2) of the unconstrained space, each replaced by a Laplace fit at the mode above it where
-        that gives the better bound. The best bound is kept; their agreement is part of the status.
-
+        Dispersed starts, uniform on (-2, 2) of the unconstrained space.
     backend
         ``"native"``: the density compiled to native code. ``"python"``: the recorded density, in batches, by torch.
         ``"auto"``: native, unless compiling would take longer than it saves.
@@ -59,15 +63,21 @@ class AutoVI:
 
     Notes
     -----
-    ``fit.state``: ``"loc"`` (D,), ``"scale"`` (D, D) or (D,), ``"elbo"``, ``"elbo_se"`` on fresh draws, and
-    ``"starts"``: ``"elbo"`` (num_starts,) and ``"agree"``.
+    ``fit.state``: ``"ladder"``, one dict for each rung (`inference.ladder.Rung`); ``"rung"``, the one whose draws these
+    are; ``"loc"`` (D,), ``"scale"`` (D, D) or (D,) of the Gaussian; ``"elbo"``, ``"elbo_se"`` of the fitted
+    distribution; ``"starts"``: ``"elbo"`` of the two fits and whether they ``"agree"``; ``"modes"``; and
+    ``"importance"`` for draws that are resampled: ``"khat"``, ``"khat_limit"``, ``"ess"``, ``"num_proposals"``,
+    ``"log_evidence"``. Draws that are not (above 250 dimensions, or where nothing better could be afforded) come with
+    ``log_q`` and ``log_weight`` in ``fit.stats``.
     """
 
     method: ClassVar[str] = "vi"
 
     num_samples: int = 1000
     num_chains: int = 4
-    num_starts: int = 4
+    target: str = "intervals"
+    budget: float = 1.0
+    num_starts: int = 8
     backend: str = "auto"
     dtype: str = "float64"
     device: str = "cpu"
@@ -75,6 +85,8 @@ class AutoVI:
     def __post_init__(self) -> None:
         for name, least in (("num_samples", 4), ("num_chains", 1), ("num_starts", 1)):
             check_count(name, getattr(self, name), least=least)
+        check_choice("target", self.target, TARGETS)
+        check_number("budget", self.budget, above=0.0)
         check_choice("backend", self.backend, BACKENDS)
         check_choice("dtype", self.dtype, DTYPES)
         check_device(self.device)
@@ -86,7 +98,7 @@ class AutoVI:
         return DTYPES[self.dtype]
 
     def run(self, problem: Problem) -> Run:
-        """Fit the Gaussian; called by `inference.fit.fit`."""
+        """Climb the ladder; called by `inference.fit.fit`."""
         begin = time.perf_counter()
         density = problem.density
         density.require_no_noise()
@@ -96,140 +108,134 @@ class AutoVI:
         if self.backend != "python" and density.device.type == "cpu":
             density.compile(TYPICAL_GRADIENTS if self.backend == "auto" else np.inf)
         compilation = time.perf_counter() - begin
-        density.num_gradients = 0
-        rng = np.random.default_rng(problem.seed)
         begin = time.perf_counter()
-        climb = _Climb(density, rng)
-        starts = climb.from_starts(self.num_starts)
-        fitted, gap = climb.double_draws(starts.best)
+        rng = np.random.default_rng(problem.seed)
+        ladder = Ladder(density, rng, TARGETS[self.target], self.num_chains * self.num_samples, np.inf)
+        answer = self._climb(ladder, problem)
         optimisation = time.perf_counter() - begin
         begin = time.perf_counter()
         shape = (self.num_chains, self.num_samples)
-        z = rng.standard_normal((shape[0] * shape[1], density.dim))
-        draws, points, stats = gaussian_draws(density, fitted.gaussian, z)
-        bound, error = elbo(density.log_density, fitted.gaussian, climb.fresh)
+        latents = density.constrain(answer.points)
+        seen = seen_from(density, answer.points, ladder.climbed) if ladder.climbed.modes else None
+        sampling = time.perf_counter() - begin
+        first = answer.gaussian
         return Run(
-            draws={name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()},
-            stats={name: value.reshape(shape) for name, value in stats.items()},
-            history={"loss": np.array(climb.losses), "gradient_norm": np.array(climb.gradient_norms)},
-            status=_status(fitted, gap, starts),
-            seconds={
-                "setup": setup,
-                "compile": compilation,
-                "optimisation": optimisation,
-                "sampling": time.perf_counter() - begin,
-            },
-            notes=_notes(density, fitted.gaussian),
+            draws={name: value.reshape(*shape, *value.shape[1:]) for name, value in latents.items()},
+            stats={name: value.reshape(shape) for name, value in answer.stats.items()},
+            history={"loss": np.array(ladder.losses), "gradient_norm": np.array(ladder.gradient_norms)},
+            status=_status(ladder, answer),
+            seconds={"setup": setup, "compile": compilation, "optimisation": optimisation, "sampling": sampling},
+            notes=_notes(density, first),
             state={
-                "unconstrained": points.reshape(*shape, density.dim),
+                "unconstrained": answer.points.reshape(*shape, density.dim),
                 "labels": density.labels,
-                "num_gradients": density.num_gradients,
+                "num_gradients": ladder.num_evaluations,
                 "backend": f"L-BFGS, {density.backend} density",
-                "loc": fitted.gaussian.loc,
-                "scale": fitted.gaussian.scale,
-                "elbo": bound,
-                "elbo_se": error,
-                "starts": {"elbo": starts.elbos, "agree": starts.agree},
+                "ladder": [asdict(rung) for rung in ladder.rungs],
+                "rung": answer.rung,
+                "loc": first.loc,
+                "scale": first.scale,
+                "elbo": answer.elbo,
+                "elbo_se": answer.elbo_se,
+                "starts": {"elbo": ladder.bounds, "agree": ladder.agree},
+                **answer.state,
+                **({"mode_search": asdict(seen)} if seen else {}),
             },
         )
+
+    def _climb(self, ladder: Ladder, problem: Problem) -> "_Answer":
+        """Go up until a rung is good enough, then draw from it."""
+        fitted = ladder.fit_gaussians(ladder.start(self.num_starts))
+        first = fitted[0].q
+        if not ladder.full_rank:
+            return _raw(ladder, "mean_field", ladder.spread(fitted[0]))
+        predicted = predicted_gradients(first)
+        ladder.max_evaluations = LADDER_SHARE * self.budget * predicted
+        rungs = [("gaussian", lambda: fitted), ("bent", lambda: ladder.bend(fitted))]
+        best: tuple[Proposals, list[Fitted], str] | None = None
+        for name, climb in rungs:
+            if best is not None and ladder.num_evaluations > ladder.max_evaluations:
+                break
+            now = climb()
+            found = ladder.weigh(name, now)
+            if best is None or found.ess > best[0].ess:
+                best = found, now, name
+            if ladder.good(found):
+                break
+        found, now, name = best
+        found = ladder.enough(found, now)
+        if found.khat < limits.KHAT_REWEIGHTED and found.ess >= limits.IS_ESS:
+            return _resampled(ladder, name, found, first)
+        remaining = self.budget * predicted - ladder.num_evaluations
+        if remaining > HAND_OVER_SHARE * predicted:
+            return self._hand_over(ladder, problem, found, first)
+        return _raw(ladder, name, now[0])
+
+    def _hand_over(self, ladder: Ladder, problem: Problem, found: Proposals, first: Gaussian) -> "_Answer":
+        """Sample by NUTS from the resampled proposals, whitened by their covariance."""
+        usable = np.isfinite(found.smoothed.weights).all()
+        points = found.points[found.resample(ladder.num_draws, ladder.rng)] if usable else found.points
+        draws, stats = sample_from(
+            ladder.density,
+            first.loc,
+            first.scale,
+            points,
+            num_warmup=HAND_OVER_WARMUP,
+            num_samples=self.num_samples,
+            num_chains=self.num_chains,
+            seed=problem.seed,
+            progress=problem.progress,
+        )
+        return _Answer("nuts", draws.reshape(-1, ladder.density.dim), first, stats, found.elbo, found.elbo_se, {"method": "mcmc"})
 
 
 @dataclass(frozen=True, eq=False)
-class _Starts:
-    best: Fitted
-    elbos: np.ndarray
-    error: float
+class _Answer:
+    """Draws (S, D) of one rung, with what else the result keeps of it."""
 
-    @property
-    def agree(self) -> bool:
-        """Whether the two best starts reached the same bound."""
-        if len(self.elbos) < 2:
-            return True
-        second, first = np.sort(self.elbos)[-2:]
-        return bool(first - second < AGREEMENT + 2 * self.error)
+    rung: str
+    points: np.ndarray
+    gaussian: Gaussian
+    stats: dict[str, np.ndarray]
+    elbo: float
+    elbo_se: float
+    state: dict[str, Any]
 
 
-@dataclass(eq=False)
-class _Climb:
-    density: Density
-    rng: np.random.Generator
-    losses: list[float] = field(default_factory=list)
-    gradient_norms: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.full_rank = self.density.dim <= MAX_FULL_RANK
-        dim = self.density.dim
-        self.first_draws = max(MIN_DRAWS, 2 * dim) if self.full_rank else 2 * MIN_DRAWS
-        self.fresh = self.rng.standard_normal((min(FRESH_DRAWS, max(64, MAX_FRESH_NUMBERS // dim)), dim))
-
-    def from_starts(self, num: int) -> _Starts:
-        """Fit from every start on few draws; compare on fresh ones."""
-        dim = self.density.dim
-        z = base_draws(self.first_draws, dim, full_rank=self.full_rank, random_radius=False, rng=self.rng)
-        runs, bounds, errors = [], [], []
-        points = self.density.starts(num, generator=self.rng)
-        for point in bar(points, desc="AutoVI: starts"):
-            run = fit_gaussian(self.density.grad, best_gaussian(self.density, point, z, full_rank=self.full_rank), z)
-            bound, error = elbo(self.density.log_density, run.gaussian, self.fresh)
-            runs.append(run)
-            bounds.append(bound)
-            errors.append(error)
-        best = int(np.argmax(bounds))
-        if not np.isfinite(bounds[best]):
-            raise InputError(
-                "model: no Gaussian with a finite bound was found from any start; the density is not finite on a "
-                "region of positive probability. Tighten the priors or constrain the parameters of the likelihood."
-            )
-        self._keep(runs[best])
-        return _Starts(runs[best], np.array(bounds), errors[best])
-
-    def double_draws(self, fitted: Fitted) -> tuple[Fitted, float]:
-        """Double the fixed draws until the bound on fresh draws has caught up with the optimised one."""
-        num = self.first_draws
-        for _ in bar(count(), desc="AutoVI: doubling draws"):
-            outside, error = elbo(self.density.log_density, fitted.gaussian, self.fresh)
-            gap = fitted.elbo - outside
-            if gap < max(GAP, 2 * error) or 2 * num > MAX_DRAWS:
-                return fitted, gap
-            num *= 2
-            z = base_draws(num, self.density.dim, full_rank=self.full_rank, random_radius=True, rng=self.rng)
-            fitted = fit_gaussian(self.density.grad, fitted.gaussian, z)
-            self._keep(fitted)
-        raise AssertionError("unreachable")
-
-    def _keep(self, fitted: Fitted) -> None:
-        self.losses.extend(fitted.losses)
-        self.gradient_norms.extend(fitted.gradient_norms)
+def _resampled(ladder: Ladder, rung: str, found: Proposals, first: Gaussian) -> _Answer:
+    chosen = found.resample(ladder.num_draws, ladder.rng)
+    importance = {
+        "khat": found.khat,
+        "khat_limit": khat_limit(len(found.points)),
+        "ess": found.ess,
+        "num_proposals": len(found.points),
+        "log_evidence": found.log_evidence,
+    }
+    stats = {"lp": found.log_density[chosen]}
+    return _Answer(rung, found.points[chosen], first, stats, found.elbo, found.elbo_se, {"importance": importance})
 
 
-def _status(fitted: Fitted, gap: float, starts: _Starts) -> Status:
-    if not starts.agree:
-        first, second = np.sort(starts.elbos)[::-1][:2]
-        return Status(
-            "budget_spent",
-            f"Starts disagree: the two best bounds are {first:.2f} and {second:.2f} nats, so there may be several "
-            "optima; raise num_starts and look for several modes.",
-        )
-    if not fitted.settled:
-        return Status(
-            "budget_spent", "L-BFGS did not reach a stationary point; the posterior may have no Gaussian fit."
-        )
-    if gap > 10 * GAP:
-        return Status(
-            "budget_spent",
-            f"The bound still over-fits its fixed draws by {gap:.2f} nats at the largest number of draws; "
-            "the posterior is far from Gaussian, use NUTS.",
-        )
-    agreement = "the starts agree" if len(starts.elbos) > 1 else "from a single start, so other optima are unknown"
-    bound = f"bound {starts.elbos.max():.2f} nats from {len(starts.elbos)} start{'s' * (len(starts.elbos) > 1)}"
-    return Status("converged", f"Stationary, {agreement}, and the draws are not over-fitted ({bound}).")
+def _raw(ladder: Ladder, rung: str, fitted: Fitted) -> _Answer:
+    """Draw from the fitted distribution itself."""
+    q = fitted.q
+    z = ladder.rng.standard_normal((ladder.num_draws, ladder.density.dim))
+    points = q.transform(z)
+    log_p, log_q = ladder.log_density(points), q.log_q(z)
+    bound, error = mean_and_error(log_p - log_q)
+    stats = {"lp": log_p, "log_q": log_q, "log_weight": log_p - log_q}
+    return _Answer(rung, points, q if isinstance(q, Gaussian) else q.base, stats, bound, error, {})
 
 
-def _notes(density: Density, q: Gaussian) -> tuple[str, ...]:
-    notes = [density.reason] if density.reason else []
-    if not q.full_rank:
-        notes.append(
-            f"{density.dim} dimensions: above {MAX_FULL_RANK} a mean field is fitted, which has no correlations and "
-            "understates standard deviations of correlated quantities"
-        )
-    return tuple(notes)
+def predicted_gradients(q: Gaussian) -> float:
+    """Predict how many gradients `NUTS` with its defaults takes on a Gaussian posterior.
+
+    A trajectory turns back after about a quarter of the longest period, pi/2 of the largest sd, in leapfrog steps of
+    about the smallest sd times D^(-1/4) (Neal 2011, section 4), where sds are those of the directions in units in which
+    the coordinates have sd one, since the mass matrix is diagonal. Trees double, so the number of steps is 2^j - 1.
+    """
+    scale = q.scale if q.full_rank else np.diag(q.scale)
+    correlation = scale / np.linalg.norm(scale, axis=1, keepdims=True)
+    sds = np.linalg.svd(correlation, compute_uv=False)
+    steps = 0.5 * np.pi * sds[0] / (STEP * sds[-1] * len(sds) ** -0.25)
+    per_draw = 2.0 ** np.clip(np.ceil(np.log2(steps + 1)), 2, NUTS.max_tree_depth) - 1
+    return NUTS.num_chains * (NUTS.num_warmup + NUTS.num_samples) * per_draw

@@ -8,8 +8,10 @@ quadratic log density, so a Gaussian posterior is recovered exactly, mean and co
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
 from inference.density import Density
@@ -55,6 +57,11 @@ class Gaussian:
         """Log determinant of the scale."""
         return float(np.log(np.abs(np.diag(self.scale) if self.full_rank else self.scale)).sum())
 
+    def invert(self, points: np.ndarray) -> np.ndarray:
+        """Base draws (n, D) that are mapped to points (n, D)."""
+        off = points - self.loc
+        return solve_triangular(self.scale, off.T, lower=True).T if self.full_rank else off / self.scale
+
     def log_q(self, z: np.ndarray) -> np.ndarray:
         """Log densities (n,) of the draws that base draws (n, D) are mapped to."""
         return -0.5 * (z**2).sum(axis=1) - 0.5 * z.shape[1] * np.log(2 * np.pi) - self.log_det
@@ -83,13 +90,29 @@ def _orthogonal(dim: int, rng: np.random.Generator) -> np.ndarray:
     return q * np.sign(np.diag(r))  # the signs make the matrix uniform (Haar) over the orthogonal group
 
 
+class Family(Protocol):
+    """A smooth invertible map of the standard normal distribution: `Gaussian`, `inference.bent.Bent`."""
+
+    def transform(self, z: np.ndarray) -> np.ndarray:
+        """Map base draws (n, D) to draws (n, D)."""
+        ...
+
+    def log_q(self, z: np.ndarray) -> np.ndarray:
+        """Log densities (n,) of the draws that base draws (n, D) are mapped to."""
+        ...
+
+    def invert(self, points: np.ndarray) -> np.ndarray:
+        """Base draws (n, D) that are mapped to points (n, D)."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A Gaussian fitted on fixed draws.
+    """A distribution fitted on fixed draws.
 
     Attributes
     ----------
-    gaussian
+    q
         The optimum.
     elbo
         The bound on the draws it was fitted to, in nats.
@@ -99,11 +122,23 @@ class Fitted:
         One per evaluation.
     """
 
-    gaussian: Gaussian
+    q: Family
     elbo: float
     settled: bool
     losses: np.ndarray
     gradient_norms: np.ndarray
+
+
+class Objective(Protocol):
+    """A loss on fixed draws, without the constant of the entropy, over the parameters of a family in one vector."""
+
+    def family(self, vector: np.ndarray) -> Family:
+        """Give the distribution with these parameters."""
+        ...
+
+    def evaluate(self, vector: np.ndarray) -> tuple[float, np.ndarray] | None:
+        """Loss and gradient; None where they are not finite."""
+        ...
 
 
 def fit_gaussian(log_density: LogDensity, start: Gaussian, z: np.ndarray) -> Fitted:
@@ -118,22 +153,38 @@ def fit_gaussian(log_density: LogDensity, start: Gaussian, z: np.ndarray) -> Fit
         Points (n, D) to log densities (n,) and gradients (n, D).
     """
     problem = _Problem(log_density, start, z)
+    return minimise(problem, problem.initial, z.shape[1])
+
+
+def minimise(objective: Objective, initial: np.ndarray, dim: int) -> Fitted:
+    """Minimise a loss on fixed draws of D dimensions by L-BFGS."""
+    losses: list[float] = []
+    norms: list[float] = []
+
+    def loss_and_gradient(vector: np.ndarray) -> tuple[float, np.ndarray]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = objective.evaluate(vector)
+        if found is None or not np.isfinite(found[0]):
+            return REFUSED, np.zeros_like(vector)
+        losses.append(found[0])
+        norms.append(float(np.linalg.norm(found[1])))
+        return found
+
     result = minimize(
-        problem.loss_and_gradient,
-        problem.initial,
+        loss_and_gradient,
+        initial,
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": MAX_LBFGS_STEPS, "maxcor": 20, "ftol": 1e-13, "gtol": 1e-8},
     )
-    final, gradient = problem.loss_and_gradient(result.x)
-    settled = final < REFUSED and np.abs(gradient).max() < 100 * GRADIENT_TOLERANCE * (1 + abs(final))
-    entropy = 0.5 * z.shape[1] * (1 + np.log(2 * np.pi))
+    settled = result.fun < REFUSED and np.abs(result.jac).max() < 100 * GRADIENT_TOLERANCE * (1 + abs(result.fun))
+    entropy = 0.5 * dim * (1 + np.log(2 * np.pi))
     return Fitted(
-        gaussian=problem.gaussian(result.x),
-        elbo=entropy - final,
+        q=objective.family(result.x),
+        elbo=entropy - result.fun,
         settled=bool(settled),
-        losses=np.array(problem.losses) - entropy,
-        gradient_norms=np.array(problem.norms),
+        losses=np.array(losses) - entropy,
+        gradient_norms=np.array(norms),
     )
 
 
@@ -145,8 +196,6 @@ class _Problem:
         self.dim = z.shape[1]
         self.lower = np.tril_indices(self.dim, -1) if start.full_rank else (np.zeros(0, int), np.zeros(0, int))
         self.initial = np.zeros(2 * self.dim + len(self.lower[0]))
-        self.losses: list[float] = []
-        self.norms: list[float] = []
 
     def _unpack(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shift, log_diagonal = vector[: self.dim], vector[self.dim : 2 * self.dim]
@@ -156,35 +205,32 @@ class _Problem:
         factor[self.lower] = vector[2 * self.dim :]
         return shift, factor
 
-    def gaussian(self, vector: np.ndarray) -> Gaussian:
+    def family(self, vector: np.ndarray) -> Gaussian:
         shift, factor = self._unpack(vector)
         start = self.start
         if not start.full_rank:
             return Gaussian(start.loc + start.scale * shift, start.scale * factor)
         return Gaussian(start.loc + start.scale @ shift, start.scale @ factor)
 
-    def loss_and_gradient(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            candidate = self.gaussian(vector)
-            points = candidate.transform(self.z)
+    def evaluate(self, vector: np.ndarray) -> tuple[float, np.ndarray] | None:
+        """Loss and gradient; None where they are not finite."""
+        candidate = self.family(vector)
+        points = candidate.transform(self.z)
         if not np.isfinite(points).all():
-            return REFUSED, np.zeros_like(vector)
+            return None
         values, gradients = self.log_density(points)
         if not (np.isfinite(values).all() and np.isfinite(gradients).all()):
-            return REFUSED, np.zeros_like(vector)
+            return None
         loss = -candidate.log_det - values.mean()
-        scores = gradients @ self.start.scale if self.start.full_rank else gradients * self.start.scale
         _, factor = self._unpack(vector)
-        diagonal = np.diag(factor) if self.start.full_rank else factor
-        weighted = scores.T @ self.z / len(self.z) if self.start.full_rank else None
-        on_diagonal = np.diag(weighted) if weighted is not None else (scores * self.z).mean(axis=0)
-        parts = [-scores.mean(axis=0), -1 - on_diagonal * diagonal]
-        if weighted is not None:
-            parts.append(-weighted[self.lower])
-        gradient = np.concatenate(parts)
-        self.losses.append(loss)
-        self.norms.append(float(np.linalg.norm(gradient)))
-        return loss, gradient
+        if not self.start.full_rank:
+            scores = gradients * self.start.scale
+            by_diagonal = (scores * self.z).mean(axis=0)
+            return loss, np.concatenate([-scores.mean(axis=0), -1 - by_diagonal * factor])
+        scores = gradients @ self.start.scale
+        weighted = scores.T @ self.z / len(self.z)
+        by_diagonal = np.diag(weighted) * np.diag(factor)
+        return loss, -np.concatenate([scores.mean(axis=0), 1 + by_diagonal, weighted[self.lower]])
 
 
 def laplace(log_density: LogDensity, mode: np.ndarray, *, full_rank: bool) -> Gaussian | None:
@@ -195,13 +241,18 @@ def laplace(log_density: LogDensity, mode: np.ndarray, *, full_rank: bool) -> Ga
     if not full_rank:
         diagonal = np.diag(precision)
         return Gaussian(mode, diagonal**-0.5) if (diagonal > 0).all() else None
+    return from_precision(mode, precision)
+
+
+def from_precision(loc: np.ndarray, precision: np.ndarray) -> Gaussian | None:
+    """Full-rank Gaussian with a precision matrix (D, D), or None where that is not positive definite."""
     try:
         # With precision = U^T U, the inverse of U is a factor of the covariance; QR makes it lower triangular.
-        upper = np.linalg.cholesky(precision).T
-        factor = np.linalg.cholesky(np.linalg.solve(upper, np.linalg.solve(upper.T, np.eye(len(mode)))))
+        upper = np.linalg.cholesky((precision + precision.T) / 2).T
+        factor = np.linalg.cholesky(np.linalg.solve(upper, np.linalg.solve(upper.T, np.eye(len(loc)))))
     except np.linalg.LinAlgError:
         return None
-    return Gaussian(mode, factor)
+    return Gaussian(loc, factor)
 
 
 def curvature(log_density: LogDensity, point: np.ndarray) -> np.ndarray:
@@ -219,7 +270,26 @@ def curvature(log_density: LogDensity, point: np.ndarray) -> np.ndarray:
     return -(hessian + hessian.T) / 2
 
 
-def elbo(log_density: Callable[[np.ndarray], np.ndarray], q: Gaussian, z: np.ndarray) -> tuple[float, float]:
+def linear_response(log_density: LogDensity, q: Gaussian, z: np.ndarray) -> Gaussian | None:
+    """Gaussian with the mean of a fitted mean field, and the covariance of its linear response.
+
+    That is the inverse of the expected curvature E_q[-Hessian], the derivative of the fitted mean with respect to a
+    tilt of the log density where skewness is neglected (Giordano, Broderick & Jordan 2018, eq. 10); exact for a
+    Gaussian posterior. Expectations are over base draws ``z`` (n, D), Hessians by central differences of the mean
+    gradient. None where it is not positive definite.
+    """
+    points, dim = q.transform(z), len(q.loc)
+    step = 1e-3 * q.scale
+    rows = []
+    for i in range(dim):
+        offset = np.zeros(dim)
+        offset[i] = step[i]
+        above, below = (log_density(points + sign * offset)[1].mean(axis=0) for sign in (1, -1))
+        rows.append((below - above) / (2 * step[i]))
+    return from_precision(q.loc, np.array(rows))
+
+
+def elbo(log_density: Callable[[np.ndarray], np.ndarray], q: Family, z: np.ndarray) -> tuple[float, float]:
     """ELBO of ``q`` and its standard error, in nats, on base draws ``z`` (n, D) from the standard normal."""
     return mean_and_error(log_density(q.transform(z)) - q.log_q(z))
 

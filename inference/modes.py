@@ -7,17 +7,17 @@ import numpy as np
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Fit
-from inference.starts import climb_to_maximum, mode_at
+from inference.starts import Climbed, Mode, climb_to_maximum, dips, find_modes, mode_at
 
-# Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
-# than a nat is a ripple that no sampler or optimiser notices.
-MIN_DIP = 1.0
-LINE_POINTS = 20
 # Other modes count when their Laplace mass is at least this share of the mass where the fit is.
 MIN_SHARE = 0.01
 # A fit covers a mode if it has there at least this part of the draws that the mode's mass asks for: a tenth allows for
 # a rough mass, and is more than the stray draws of a Gaussian that belongs to another mode.
 COVERED = 0.1
+# Draws of which the highest is taken for where the fit is.
+SOME_DRAWS = 500
+# Evaluations of a search, to estimate whether compiling pays.
+TYPICAL_GRADIENTS = 1000
 
 
 @dataclass(frozen=True)
@@ -62,52 +62,57 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
     InputError
         The model has no flat density, or the fit was loaded without its model.
     """
+    if "mode_search" in fit.state:  # the engine has looked already, from starts of its own
+        return ModeSearch(**fit.state["mode_search"])
     if "unconstrained" not in fit.state:
         raise InputError("fit: the model has no flat log density (subsampled plates or integer sites) to search.")
     with fit.restored() as sites:
         density = Density(sites, hold_params=True)
+        density.compile(TYPICAL_GRADIENTS)
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
-        home = climb_to_maximum(density, draws.mean(axis=0))[0]
-        mode = mode_at(density, home)
-        if mode is None:  # the climb from the fit itself runs off: compare with what the draws carry instead
-            home = draws[np.argmax(density.log_density(draws))]
-            home_mass = _log_mass_of_draws(density, draws)
-        else:
-            home_mass = mode.log_mass
         points = density.starts(num_starts, generator=np.random.default_rng(seed))
-        ends = [climb_to_maximum(density, point)[0] for point in points]
-        settled = [(end, mode.log_mass) for end in ends if (mode := mode_at(density, end)) is not None]
-        away = [
-            (end, mass) for end, mass in settled if mass > home_mass + np.log(MIN_SHARE) and _dips(density, home, end)
-        ]
-        elsewhere = _uncovered(density, away, draws, home_mass)
+        return seen_from(density, draws, find_modes(density, points))
+
+
+def seen_from(density: Density, draws: np.ndarray, climbed: Climbed) -> ModeSearch:
+    """See which modes that climbs have found are without draws (n, D) of a fit."""
+    some = draws[:: max(1, len(draws) // SOME_DRAWS)]
+    best = some[np.argmax(density.log_density(some))]
+    home = next((mode for mode in climbed.modes if not dips(density, mode.laplace.loc, best)), None)
+    if home is None:
+        home = mode_at(density, climb_to_maximum(density, best)[0])
+    # Where the climb from the draws runs off, as in a funnel, compare with what the draws carry instead.
+    home_mass = home.log_mass if home else _log_mass_of_draws(density, draws)
+    where = home.laplace.loc if home else best
+    elsewhere = sum(
+        count
+        for mode, count in zip(climbed.modes, climbed.counts, strict=True)
+        if mode is not home
+        and mode.log_mass > home_mass + np.log(MIN_SHARE)
+        and dips(density, where, mode.laplace.loc)
+        and not _covered(density, draws, mode, home_mass)
+    )
+    settled = sum(climbed.counts)
+    num = settled + climbed.num_lost
     if elsewhere:
-        message = f"{elsewhere} of {num_starts} dispersed starts ended in a mode where the fit has no draws."
+        message = f"{elsewhere} of {num} dispersed starts ended in a mode where the fit has no draws."
     else:
-        message = f"{len(settled)} of {num_starts} dispersed starts settled, none in a mode away from the fit."
-    return ModeSearch(num_starts, len(settled), elsewhere, message)
+        message = f"{settled} of {num} dispersed starts settled, none in a mode away from the fit."
+    return ModeSearch(num, settled, elsewhere, message)
 
 
-def _uncovered(density: Density, away: list[tuple[np.ndarray, float]], draws: np.ndarray, home_mass: float) -> int:
-    """Count the ends that lie in modes without their part of the draws (a sampler may have visited several modes).
+def _covered(density: Density, draws: np.ndarray, mode: Mode, home_mass: float) -> bool:
+    """Whether a mode away from home has its part of the draws (a sampler may have visited several modes).
 
     Of two equal modes each has half the draws. Ordered by distance from a mode, the draw at a tenth of what the mode
     should have leads into it if the fit covers it.
     """
     spread = draws.std(axis=0)
     spread[spread == 0] = 1.0  # a point guide
-    verdicts: list[tuple[np.ndarray, bool]] = []
-    count = 0
-    for end, mass in away:
-        known = next((covered for mode, covered in verdicts if not _dips(density, mode, end)), None)
-        if known is None:
-            rank = int(COVERED * 0.5 * min(1.0, np.exp(mass - home_mass)) * len(draws))
-            distances = (((draws - end) / spread) ** 2).sum(axis=1)
-            near = draws[np.argsort(distances)[rank]]
-            known = not _dips(density, climb_to_maximum(density, near)[0], end)
-            verdicts.append((end, known))
-        count += not known
-    return count
+    end = mode.laplace.loc
+    rank = int(COVERED * 0.5 * min(1.0, np.exp(mode.log_mass - home_mass)) * len(draws))
+    near = draws[np.argsort((((draws - end) / spread) ** 2).sum(axis=1))[rank]]
+    return not dips(density, near, end) or not dips(density, climb_to_maximum(density, near)[0], end)
 
 
 def _log_mass_of_draws(density: Density, draws: np.ndarray) -> float:
@@ -115,11 +120,4 @@ def _log_mass_of_draws(density: Density, draws: np.ndarray) -> float:
     spread = np.cov(draws, rowvar=False).reshape(density.dim, density.dim)
     _, log_det = np.linalg.slogdet(spread)
     entropy = 0.5 * density.dim * (1 + np.log(2 * np.pi)) + 0.5 * log_det
-    return float(density.log_density(draws[:: max(1, len(draws) // 500)]).mean() + entropy)
-
-
-def _dips(density: Density, one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether the log density dips on the line between two points."""
-    share = np.linspace(0, 1, LINE_POINTS)[:, None]
-    values = density.log_density((1 - share) * one + share * other)
-    return bool(np.min(values) < min(values[0], values[-1]) - MIN_DIP or not np.isfinite(values).all())
+    return float(density.log_density(draws[:: max(1, len(draws) // SOME_DRAWS)]).mean() + entropy)

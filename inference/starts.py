@@ -1,6 +1,6 @@
 """Where an optimisation or a chain begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,11 @@ NEGLIGIBLE = -20.0
 START_TRIES = 20
 START_WIDTH = 2.0  # wider than the posterior, so that chains that do not mix still show it
 NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.search_modes`
+FIRST_STEPS = 15  # of a climb, before it is asked whether it is on the slope of a known mode
+# Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
+# than a nat is a ripple that no sampler or optimiser notices.
+MIN_DIP = 1.0
+LINE_POINTS = 20
 
 
 def best_gaussian(density: Density, point: np.ndarray, z: np.ndarray, *, full_rank: bool) -> Gaussian:
@@ -42,11 +47,18 @@ def best_gaussian(density: Density, point: np.ndarray, z: np.ndarray, *, full_ra
     candidates = [Gaussian(point, scale * eye) for scale in (1.0, 0.1)]
     at_mode = laplace(density.grad, climb_to_mode(density, point), full_rank=full_rank)
     candidates += [at_mode] if at_mode is not None else []
-    return max(candidates, key=lambda q: elbo(density.log_density, q, z)[0])
+    return best_of(density.log_density, candidates, z)
 
 
-def climb_to_mode(density: Density, point: np.ndarray) -> np.ndarray:
-    """Follow L-BFGS uphill from a point (D,), for at most `MODE_STEPS` steps, to a point of higher log density."""
+def best_of(
+    log_density: Callable[[np.ndarray], np.ndarray], candidates: Sequence[Gaussian], z: np.ndarray
+) -> Gaussian:
+    """Choose by the bound on base draws ``z`` (n, D)."""
+    return max(candidates, key=lambda q: elbo(log_density, q, z)[0])
+
+
+def climb_to_mode(density: Density, point: np.ndarray, *, steps: int = MODE_STEPS) -> np.ndarray:
+    """Follow L-BFGS uphill from a point (D,), for at most ``steps`` steps, to a point of higher log density."""
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = density.value_and_grad(x)
@@ -54,7 +66,6 @@ def climb_to_mode(density: Density, point: np.ndarray) -> np.ndarray:
             return 1e30, np.zeros_like(x)
         return -value, -gradient
 
-    steps = MODE_STEPS
     for _ in range(MODE_RESTARTS):  # a line that leaves the support ends the search, however steep it is there
         found = minimize(loss, point, jac=True, method="L-BFGS-B", options={"maxiter": steps})
         point, steps = found.x, steps - found.nit
@@ -140,6 +151,61 @@ def mode_at(density: Density, point: np.ndarray) -> Mode | None:
     if not np.isfinite(value) or np.abs(scaled).max() > SETTLED_GRADIENT:
         return None
     return Mode(q, float(value + 0.5 * density.dim * np.log(2 * np.pi) + q.log_det))
+
+
+@dataclass(frozen=True, eq=False)
+class Climbed:
+    """Where climbs from dispersed starts ended.
+
+    Attributes
+    ----------
+    modes
+        Proper modes, no two of them without a dip between them, the largest mass first.
+    counts
+        How many starts ended in each.
+    num_lost
+        Starts that ended in no proper mode: ran off along a funnel, or stopped where it is flat.
+    """
+
+    modes: tuple[Mode, ...]
+    counts: tuple[int, ...]
+    num_lost: int
+
+
+def find_modes(density: Density, points: np.ndarray) -> Climbed:
+    """Climb from points (n, D).
+
+    A climb is cut short where it is on the slope of a mode that is known: where no dip lies between. With one mode
+    that saves half of the work.
+    """
+    modes: list[Mode] = []
+    counts: list[int] = []
+    lost = 0
+    for point in points:
+        known = _on_slope(density, modes, climb_to_mode(density, point, steps=FIRST_STEPS) if modes else point)
+        mode = None if known is not None else mode_at(density, climb_to_maximum(density, point)[0])
+        if known is None and mode is not None:
+            known = _on_slope(density, modes, mode.laplace.loc)
+        if known is not None:
+            counts[known] += 1
+        elif mode is not None:
+            modes.append(mode)
+            counts.append(1)
+        else:
+            lost += 1
+    order = sorted(range(len(modes)), key=lambda i: -modes[i].log_mass)
+    return Climbed(tuple(modes[i] for i in order), tuple(counts[i] for i in order), lost)
+
+
+def _on_slope(density: Density, modes: Sequence[Mode], point: np.ndarray) -> int | None:
+    return next((i for i, mode in enumerate(modes) if not dips(density, mode.laplace.loc, point)), None)
+
+
+def dips(density: Density, one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the log density dips on the line between two points."""
+    share = np.linspace(0, 1, LINE_POINTS)[:, None]
+    values = density.log_density((1 - share) * one + share * other)
+    return bool(np.min(values) < min(values[0], values[-1]) - MIN_DIP or not np.isfinite(values).all())
 
 
 def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:

@@ -55,8 +55,8 @@ def test_a_gaussian_is_recovered_exactly_from_2d_draws(dim):
     z = base_draws(2 * dim, dim, full_rank=True, random_radius=False, rng=RNG)
     result = fit_gaussian(log_density, Gaussian(np.zeros(dim), np.eye(dim)), z)
     assert result.settled
-    np.testing.assert_allclose(result.gaussian.loc, mean, atol=1e-3 * np.sqrt(covariance.max()))
-    np.testing.assert_allclose(result.gaussian.scale @ result.gaussian.scale.T, covariance, rtol=2e-3, atol=1e-2)
+    np.testing.assert_allclose(result.q.loc, mean, atol=1e-3 * np.sqrt(covariance.max()))
+    np.testing.assert_allclose(result.q.scale @ result.q.scale.T, covariance, rtol=2e-3, atol=1e-2)
     log_normaliser = 0.5 * np.linalg.slogdet(2 * np.pi * covariance)[1]
     assert result.elbo == pytest.approx(log_normaliser, abs=1e-4)
 
@@ -64,15 +64,15 @@ def test_a_gaussian_is_recovered_exactly_from_2d_draws(dim):
 def test_independent_draws_do_not_recover_it():
     log_density, _, covariance = gaussian_target(4)
     result = fit_gaussian(log_density, Gaussian(np.zeros(4), np.eye(4)), RNG.standard_normal((16, 4)))
-    assert np.abs(np.diag(result.gaussian.scale @ result.gaussian.scale.T) / np.diag(covariance) - 1).max() > 0.05
+    assert np.abs(np.diag(result.q.scale @ result.q.scale.T) / np.diag(covariance) - 1).max() > 0.05
 
 
 def test_mean_field_has_the_conditional_standard_deviations():
     log_density, mean, covariance = gaussian_target(5)
     z = base_draws(4000, 5, full_rank=True, random_radius=False, rng=RNG)  # exact second moments, also off the diagonal
     result = fit_gaussian(log_density, Gaussian(np.zeros(5), np.ones(5)), z)
-    np.testing.assert_allclose(result.gaussian.loc, mean, atol=1e-2)
-    np.testing.assert_allclose(result.gaussian.scale, np.diag(np.linalg.inv(covariance)) ** -0.5, rtol=1e-2)
+    np.testing.assert_allclose(result.q.loc, mean, atol=1e-2)
+    np.testing.assert_allclose(result.q.scale, np.diag(np.linalg.inv(covariance)) ** -0.5, rtol=1e-2)
 
 
 def test_the_gradient_equals_finite_differences():
@@ -84,11 +84,11 @@ def test_the_gradient_equals_finite_differences():
     for scale in (np.array([[0.8, 0.0], [0.3, 0.5]]), np.array([0.8, 0.5])):
         problem = _Problem(log_density, Gaussian(np.array([0.2, -0.1]), scale), RNG.standard_normal((40, 2)))
         at = 0.3 * RNG.normal(size=problem.initial.shape)
-        _, gradient = problem.loss_and_gradient(at)
+        _, gradient = problem.evaluate(at)
         for i in range(len(at)):
             step = np.zeros_like(at)
             step[i] = 1e-6
-            up, down = problem.loss_and_gradient(at + step)[0], problem.loss_and_gradient(at - step)[0]
+            up, down = problem.evaluate(at + step)[0], problem.evaluate(at - step)[0]
             assert gradient[i] == pytest.approx((up - down) / 2e-6, abs=1e-6)
 
 

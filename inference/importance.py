@@ -1,0 +1,162 @@
+"""Importance sampling of a posterior from fitted distributions, with tails that are heavier than theirs.
+
+Every fitted distribution is a map of the standard normal. Half of the proposals put a Student-t through the same map,
+and the proposal's density is that of the mixture (Hesterberg 1995, defensive mixtures), as it is over several modes.
+A variational fit is too narrow in its tails, which is where weights go wrong and where k-hat gets its noise from: with
+its own Gaussian draws alone k-hat was above .7 on 9 of 25 reference posteriors whose means and sds were right.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import gammaln, logsumexp
+
+from inference.diagnostics import Weights, smooth_weights
+from inference.gaussian import Family, mean_and_error
+
+# Of .2 and .5 as shares, 5, 10 and 20 degrees of freedom and scales 1 to 1.2, these gave the lowest k-hats on the
+# reference posteriors at the same effective sample sizes; on an exact fit they cost a tenth of it.
+STUDENT_SHARE, STUDENT_DEGREES, STUDENT_SCALE = 0.5, 10.0, 1.1
+# No component gets less than this share: which one is heavy is known roughly before there are weights.
+LEAST_SHARE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """Weighted draws.
+
+    Attributes
+    ----------
+    points
+        (S, D).
+    log_density
+        Log density of the posterior, not normalised, (S,).
+    log_weight
+        Log of posterior over proposal, (S,); minus infinity where the posterior is zero or not a number.
+    smoothed
+        Weights after Pareto smoothing, with k-hat and effective sample size.
+    elbo, elbo_se
+        Bound of the fitted distribution (without the heavier half) and its standard error, in nats.
+    num_bad
+        Points at which the density is not a number.
+    """
+
+    points: np.ndarray
+    log_density: np.ndarray
+    log_weight: np.ndarray
+    smoothed: Weights
+    elbo: float
+    elbo_se: float
+    num_bad: int
+
+    @property
+    def khat(self) -> float:
+        """Pareto shape of the weights' tail."""
+        return self.smoothed.khat
+
+    @property
+    def ess(self) -> float:
+        """One over the sum of squared weights."""
+        return self.smoothed.ess
+
+    @property
+    def log_evidence(self) -> float:
+        """Log of the mean weight: an estimate of the log evidence, in nats."""
+        return float(logsumexp(self.log_weight) - np.log(len(self.log_weight)))
+
+    def resample(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Indices (num,) of proposals, each as often as its weight asks for, but for rounding; in random order."""
+        grid = (np.arange(num) + rng.uniform()) / num
+        order = rng.permutation(len(self.smoothed.weights))
+        chosen = np.searchsorted(np.cumsum(self.smoothed.weights[order]), grid, side="right")
+        return rng.permutation(order[np.minimum(chosen, len(order) - 1)])
+
+
+def propose(
+    log_density: Callable[[np.ndarray], np.ndarray],
+    components: Sequence[Family],
+    log_masses: Sequence[float],
+    num: int,
+    *,
+    dim: int,
+    rng: np.random.Generator,
+) -> Proposals:
+    """Draw ``num`` proposals from fitted distributions, and weigh them.
+
+    Parameters
+    ----------
+    log_density
+        Points (n, D) to log densities (n,).
+    components
+        One fitted distribution for each mode.
+    log_masses
+        What is known of the modes' masses; they decide how many proposals a component gets.
+    """
+    shares = _shares(np.asarray(log_masses, dtype=float))
+    counts = np.floor(shares * num).astype(int)
+    counts[np.argmax(shares)] += num - counts.sum()
+    drawn = [_base_draws(count, dim, rng) for count in counts]
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = [q.transform(z) for q, (z, _) in zip(components, drawn, strict=True)]
+        logs = np.array(
+            [
+                np.concatenate(
+                    [
+                        _log_densities(q, z if q is own else q.invert(x))
+                        for own, x, (z, _) in zip(components, points, drawn, strict=True)
+                    ],
+                    axis=1,
+                )
+                for q in components
+            ]
+        )
+        log_proposal, log_q = logsumexp(logs + np.log(counts / num)[:, None, None], axis=0)
+    log_p, num_bad = _finite_log_density(log_density, np.concatenate(points))
+    log_weight = np.where(np.isfinite(log_proposal), log_p - np.nan_to_num(log_proposal), -np.inf)
+    plain = np.concatenate([normal for _, normal in drawn])
+    bound, error = mean_and_error((log_p - log_q)[plain])
+    weights = smooth_weights(log_weight)
+    return Proposals(np.concatenate(points), log_p, log_weight, weights, bound, error, num_bad)
+
+
+def joined(one: Proposals, other: Proposals) -> Proposals:
+    """Join proposals from the same components."""
+    names = ("points", "log_density", "log_weight")
+    arrays = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
+    weights = smooth_weights(arrays["log_weight"])
+    return replace(one, **arrays, smoothed=weights, num_bad=one.num_bad + other.num_bad)
+
+
+def _shares(log_masses: np.ndarray) -> np.ndarray:
+    shares = np.maximum(np.exp(log_masses - logsumexp(log_masses)), LEAST_SHARE)
+    return shares / shares.sum()
+
+
+def _base_draws(num: int, dim: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Base draws (num, D), and which of them are from the normal distribution."""
+    z = rng.standard_normal((num, dim))
+    heavy = np.arange(num) < round(STUDENT_SHARE * num)
+    z[heavy] *= STUDENT_SCALE * np.sqrt(STUDENT_DEGREES / rng.chisquare(STUDENT_DEGREES, size=(heavy.sum(), 1)))
+    return z, ~heavy
+
+
+def _log_densities(q: Family, z: np.ndarray) -> np.ndarray:
+    """Log densities (2, n) of a component's proposals, and of the component, where base draws (n, D) are mapped to."""
+    dim, squares = z.shape[1], (z**2).sum(axis=1)
+    nu, scale = STUDENT_DEGREES, STUDENT_SCALE
+    student = gammaln((nu + dim) / 2) - gammaln(nu / 2) - 0.5 * dim * np.log(nu * np.pi * scale**2)
+    student = student - 0.5 * (nu + dim) * np.log1p(squares / (nu * scale**2))
+    normal = -0.5 * squares - 0.5 * dim * np.log(2 * np.pi)
+    log_q = q.log_q(z)
+    return np.array([log_q + np.logaddexp(np.log1p(-STUDENT_SHARE), np.log(STUDENT_SHARE) + student - normal), log_q])
+
+
+def _finite_log_density(log_density: Callable[[np.ndarray], np.ndarray], points: np.ndarray) -> tuple[np.ndarray, int]:
+    """Log densities with minus infinity where there is none, and the number of points where it is not a number."""
+    inside = np.isfinite(points).all(axis=1)
+    values = np.full(len(points), -np.inf)
+    if inside.any():
+        values[inside] = log_density(points[inside])
+    bad = np.isnan(values) | (values == np.inf)
+    return np.where(bad, -np.inf, values), int(bad.sum())
