@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
 from inference.density import Density
@@ -49,6 +50,11 @@ class Gaussian:
     def transform(self, z: np.ndarray) -> np.ndarray:
         """Map base draws (n, D) to draws (n, D)."""
         return self.loc + (z @ self.scale.T if self.full_rank else z * self.scale)
+
+    def whiten(self, points: np.ndarray) -> np.ndarray:
+        """Map points (n, D) to the base draws (n, D) that `transform` maps to them."""
+        centred = points - self.loc
+        return solve_triangular(self.scale, centred.T, lower=True).T if self.full_rank else centred / self.scale
 
     @property
     def log_det(self) -> float:
