@@ -107,10 +107,15 @@ class Engine(Protocol):
 
 
 def short_repr(engine: Any) -> str:
-    """Write an engine with the settings that are not defaults; functions and classes by their names."""
+    """Write an engine with the settings that are not defaults; functions, classes and fits in short."""
     changed = [(f.name, getattr(engine, f.name)) for f in fields(engine) if getattr(engine, f.name) != f.default]
-    texts = [f"{name}={getattr(value, '__name__', None) or repr(value)}" for name, value in changed]
-    return f"{type(engine).__name__}({', '.join(texts)})"
+    return f"{type(engine).__name__}({', '.join(f'{name}={_short(value)}' for name, value in changed)})"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Fit):
+        return f"<fit by {value.engine!r}, seed {value.seed}>"
+    return getattr(value, "__name__", None) or repr(value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,6 +52,11 @@ class Gaussian:
         """Map base draws (n, D) to draws (n, D)."""
         return self.loc + (z @ self.scale.T if self.full_rank else z * self.scale)
 
+    def whiten(self, points: np.ndarray) -> np.ndarray:
+        """Map points (n, D) to the base draws (n, D) that `transform` maps to them."""
+        centred = points - self.loc
+        return solve_triangular(self.scale, centred.T, lower=True).T if self.full_rank else centred / self.scale
+
     @property
     def log_det(self) -> float:
         """Log determinant of the scale."""

@@ -1,49 +1,28 @@
 """NUTS: by nutpie on the flat log density, or Pyro's own kernel for comparison."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow
 import torch
-from nutpie import __version__ as nutpie_version
-from nutpie import sample as nutpie_sample
-from nutpie.compiled_pyfunc import from_pyfunc
 
 from inference.density import Density
 from inference.errors import InputError
-from inference.fit import Problem, Run, Status, short_repr
-from inference.native.function import num_cores
-from inference.nutpie_native import native_model
+from inference.fit import Fit, Problem, Run, Status, short_repr
+from inference.nutpie_chains import MAX_TREE_DEPTH, MIN_DRAWS, TARGET_ACCEPT, Chains, Start, nutpie_chains
 from inference.pyro_kernel import run_chain
 from inference.starts import chain_starts
+from inference.warm_start import check_init, warm_start
+from inference.whitened import Whitened
 
 BACKENDS = ("auto", "native", "python", "pyro")
 ADAPTATIONS = ("diag", "low_rank")
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# Others take 0.8. A third more steps buy a tenth of the divergences: of eight runs on a Gaussian process at 0.8 one
-# missed its posterior, and none at 0.9 (`benchmarks.posteriordb`, gp_pois_regr).
-TARGET_ACCEPT = 0.9
 # Leapfrog steps a draw, to estimate whether compiling pays; most models take 7 to 15.
 TYPICAL_STEPS = 8
-# Draws of a chain below which nothing is worth keeping; the diagnostics need as many.
-MIN_DRAWS = 4
-TOO_EARLY = f"interrupted before a chain had {MIN_DRAWS} draws after its warm-up"
-
-# nutpie's names for what ArviZ reads; the second column is the name ArviZ's diagnostics look for.
-_STATISTICS = {
-    "diverging": "diverging",
-    "energy": "energy",
-    "logp": "lp",
-    "depth": "tree_depth",
-    "maxdepth_reached": "reached_max_treedepth",
-    "n_steps": "n_steps",
-    "step_size": "step_size",
-    "mean_tree_accept": "acceptance_rate",
-}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -74,6 +53,11 @@ class NUTS:
         and sums over many data, and gains little on a CPU.
     save_warmup
         Keep warm-up draws in ``fit.state["warmup"]`` and the ``warmup_`` groups of the tree.
+    init
+        A fit of the same model, by `AutoVI` say: chains start at its draws, with its covariance as mass matrix, which
+        the warm-up only corrects, so that 100 to 200 draws of it do. However bad, it changes the time that sampling
+        takes, not what is sampled; but chains that start in the modes that it has found do not look for others. See
+        `inference.warm_start`.
 
     Notes
     -----
@@ -89,9 +73,10 @@ class NUTS:
     backend: str = "auto"
     adaptation: str = "diag"
     target_accept: float = TARGET_ACCEPT
-    max_tree_depth: int = 10
+    max_tree_depth: int = MAX_TREE_DEPTH
     dtype: str = "float64"
     save_warmup: bool = False
+    init: Fit | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("num_warmup", 1), ("num_samples", MIN_DRAWS), ("num_chains", 1), ("max_tree_depth", 1)):
@@ -102,8 +87,13 @@ class NUTS:
         check_choice("dtype", self.dtype, DTYPES)
         if self.backend == "pyro" and self.adaptation != "diag":
             raise InputError("adaptation: Pyro's kernel here adapts a diagonal mass matrix; use backend='auto'.")
+        check_init(self.init)
 
     __repr__ = short_repr
+
+    def __deepcopy__(self, memo: dict) -> "NUTS":
+        """Give the engine itself: nothing in it changes, and the fit in ``init`` may be large."""
+        return self
 
     def floating_dtype(self, model: Any) -> torch.dtype:
         """Give ``dtype``, whatever the model."""
@@ -123,11 +113,16 @@ class NUTS:
         compilation = time.perf_counter() - begin
         density.num_gradients = 0
         begin = time.perf_counter()
-        start = chain_starts(density, seed=problem.seed)
+        if self.init is None:
+            target, start = density, chain_starts(density, seed=problem.seed)
+        else:
+            target, start = warm_start(density, self.init, seed=problem.seed)
         setup += time.perf_counter() - begin
         begin = time.perf_counter()
         sample = _sample_pyro if self.backend == "pyro" else _sample_nutpie
-        points, stats, adapted = sample(self, density, problem, start)
+        points, stats, adapted = sample(self, target, problem, start)
+        if isinstance(target, Whitened):
+            points, adapted = target.in_x(points, adapted)
         elapsed = time.perf_counter() - begin
         kept, warmup = _split(points, stats, self.num_warmup)
         status = _status(kept[0].shape[:2], self)
@@ -145,20 +140,16 @@ class NUTS:
                 "warmup": elapsed * warm_share,
                 "sampling": elapsed * (1 - warm_share),
             },
-            notes=(density.reason,) if density.reason else (),
+            notes=(target.reason,) if target.reason else (),
             state={
                 "unconstrained": kept[0],
                 "labels": density.labels,
                 "num_gradients": density.num_gradients,
-                "backend": f"{'Pyro' if self.backend == 'pyro' else 'nutpie'}, {density.backend} density",
+                "backend": f"{'Pyro' if self.backend == 'pyro' else 'nutpie'}, {target.backend} density",
                 "adapted": adapted,
                 **({"warmup": {"unconstrained": warmup[0], "stats": warmup[1]}} if self.save_warmup else {}),
             },
         )
-
-
-Chains = tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]
-Start = Callable[[int], np.ndarray]
 
 
 def check_count(name: str, value: Any, *, least: int) -> None:
@@ -180,123 +171,22 @@ def check_number(name: str, value: Any, *, above: float, below: float = float("i
         raise InputError(f"{name}: expected a number {limits}, got {value!r}.")
 
 
-def _sample_nutpie(engine: NUTS, density: Density, problem: Problem, start: Start) -> Chains:
-    """Sample with nutpie; points (chain, warm-up + draws, D), statistics alike, adapted quantities."""
-    failures: list[Exception] = []
-    compiled = _native(density, start) or _through_python(density, failures, start)
-    try:
-        trace = nutpie_sample(
-            compiled,
-            draws=engine.num_samples,
-            tune=engine.num_warmup,
-            chains=engine.num_chains,
-            # In Python every gradient holds the interpreter lock, so more threads would only contend.
-            cores=min(engine.num_chains, num_cores()) if density.native is not None else 1,
-            seed=problem.seed,
-            progress_bar=problem.progress,
-            low_rank_modified_mass_matrix=engine.adaptation == "low_rank",
-            target_accept=engine.target_accept,
-            maxdepth=engine.max_tree_depth,
-            store_mass_matrix=True,
-            return_raw_trace=True,  # nutpie's own conversion takes longer than sampling a small model
-        )
-    except RuntimeError:  # nutpie found no start for the next chain
-        if not failures:
-            raise
-    if failures:
-        raise failures[0] from None
-    draws, statistics = trace.get_arrow_trace()  # one table a chain
-    if density.native is not None:  # nobody counts in native code; each chain starts with one
-        steps = sum(int(_column(table, "n_steps", table.num_rows).sum()) for table in statistics)
-        density.num_gradients += steps + engine.num_chains
-    chains, length = _usable(np.array([table.num_rows for table in draws]) - engine.num_warmup)
-    end = engine.num_warmup + length
-    draws, statistics = ([tables[c] for c in chains] for tables in (draws, statistics))
-    points = np.stack([_column(table, "point", end) for table in draws])
-    stats = {
-        ours: np.stack([_column(table, theirs, end) for table in statistics]) for theirs, ours in _STATISTICS.items()
-    }
-    for name in ("tree_depth", "n_steps"):
-        stats[name] = stats[name].astype(np.int64)
-    mass = "mass_matrix_inv" if "mass_matrix_inv" in statistics[0].column_names else "mass_matrix_stds"
-    adapted = {
-        "step_size": np.stack([_column(table, "step_size_bar", end)[-1] for table in statistics]),
-        "inverse_mass": np.stack([_column(table, mass, end)[-1] for table in statistics]),
-    }
-    return points, stats, adapted
-
-
-def _column(table: Any, name: str, end: int) -> np.ndarray:
-    """Give the first rows of a column of nutpie's tables, (end,) or (end, width)."""
-    column = pyarrow.array(table.column(name))[:end]
-    if hasattr(column, "flatten") and pyarrow.types.is_nested(column.type):
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    return column.to_numpy(zero_copy_only=False)
-
-
-def _usable(lengths: np.ndarray) -> tuple[np.ndarray, int]:
-    """Choose chains, and how many draws of each, that keep the most draws of an interrupted run.
-
-    Parameters
-    ----------
-    lengths
-        Draws after warm-up of each chain; negative for one that has not passed it.
-    """
-    if not len(lengths):
-        raise KeyboardInterrupt(TOO_EARLY)
-    order = np.argsort(-lengths, kind="stable")
-    kept = np.arange(1, len(lengths) + 1) * lengths[order]
-    num = int(np.argmax(kept)) + 1
-    length = int(lengths[order[num - 1]])
-    if length < MIN_DRAWS:
-        raise KeyboardInterrupt(TOO_EARLY)
-    return np.sort(order[:num]), length
-
-
-def _native(density: Density, start: Start) -> Any:
-    """Wrap the compiled density for nutpie; None where there is none, or nutpie no longer takes it."""
-    if density.native is None:
-        return None
-    try:
-        return native_model(density.native, density.dim, start)
-    except Exception as error:  # another version of nutpie
-        density.native = None
-        density.reason = f"nutpie {nutpie_version} takes no native code, so that it runs through Python ({error})"
-        return None
-
-
-def _through_python(density: Density, failures: list[Exception], start: Start) -> Any:
-    return from_pyfunc(
-        density.dim,
-        lambda: _in_worker_thread(density, failures),
-        lambda *_: lambda point: {"point": point},
-        [np.dtype("float64")],
-        [(density.dim,)],
-        ["point"],
-        make_initial_point_fn=start,
+def _sample_nutpie(engine: NUTS, density: Density | Whitened, problem: Problem, start: Start) -> Chains:
+    return nutpie_chains(
+        density,
+        start,
+        num_warmup=engine.num_warmup,
+        num_samples=engine.num_samples,
+        num_chains=engine.num_chains,
+        seed=problem.seed,
+        adaptation=engine.adaptation,
+        target_accept=engine.target_accept,
+        max_tree_depth=engine.max_tree_depth,
+        progress=problem.progress,
     )
 
 
-def _in_worker_thread(density: Density, failures: list[Exception]) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
-    """Give value and gradient; called by nutpie in the thread that will use it.
-
-    torch's thread count is a setting of each thread: a new one splits every small operation over all cores, which made
-    gradients 12 to 60 times slower.
-    """
-    torch.set_num_threads(1)
-
-    def value_and_grad(point: np.ndarray) -> tuple[float, np.ndarray]:
-        try:
-            if not failures:
-                return density.value_and_grad(point)
-        except Exception as error:  # of the model; nutpie would panic, and hide it
-            failures.append(error)
-        return -np.inf, np.zeros(density.dim)
-
-    return value_and_grad
-
-
-def _sample_pyro(engine: NUTS, density: Density, problem: Problem, start: Start) -> Chains:
+def _sample_pyro(engine: NUTS, density: Density | Whitened, problem: Problem, start: Start) -> Chains:
     """Sample chain after chain with Pyro's kernel on Pyro's potential."""
     seeds = np.random.default_rng(problem.seed).integers(2**31, size=engine.num_chains)
     chains = [

@@ -9,6 +9,7 @@ from pyro.infer import mcmc
 
 from inference.density import Density
 from inference.progress import bar
+from inference.whitened import Whitened
 
 
 class RecordingNUTS(mcmc.NUTS):
@@ -45,7 +46,7 @@ class RecordingNUTS(mcmc.NUTS):
 
 
 def run_chain(
-    density: Density,
+    density: Density | Whitened,
     start: np.ndarray,
     *,
     num_warmup: int,

@@ -16,11 +16,11 @@ import pytest
 import torch
 from nutpie import _lib
 
-import inference.nuts
+import inference.nutpie_chains
 from inference import NUTS, SVI, AutoVI, fit
 from inference.density import Density
 from inference.native.compiler import ADVICE, find_compiler, num_compilations
-from inference.nuts import MIN_DRAWS, _usable, num_cores
+from inference.nutpie_chains import MIN_DRAWS, _usable, num_cores
 from tests.accuracy import assert_moments
 from tests.zoo import SCHOOLS, logistic, schools
 
@@ -195,7 +195,7 @@ def test_chains_run_side_by_side():
 @pytest.fixture
 def interrupt(monkeypatch, heard_interrupts):
     """Send Ctrl-C a while after nutpie has begun."""
-    sample = inference.nuts.nutpie_sample
+    sample = inference.nutpie_chains.nutpie_sample
 
     def after(seconds):
         def interrupted(*args, **options):
@@ -206,7 +206,7 @@ def interrupt(monkeypatch, heard_interrupts):
             finally:
                 timer.join()
 
-        monkeypatch.setattr(inference.nuts, "nutpie_sample", interrupted)
+        monkeypatch.setattr(inference.nutpie_chains, "nutpie_sample", interrupted)
 
     return after
 
