@@ -1,7 +1,6 @@
 """AutoVI: variational inference that needs no tuning, and climbs until its own check is passed."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -11,17 +10,25 @@ import torch
 from inference import limits
 from inference.density import Density
 from inference.devices import check_device
+from inference.diagnostics import khat_limit
 from inference.fit import Problem, Run, Status, short_repr
-from inference.gaussian import MAX_FULL_RANK, Family, Fitted, Gaussian, gaussian_draws
+from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
-from inference.ladder import GAP, TARGETS, Ladder
+from inference.ladder import DRAWS, TARGETS, Ladder
 from inference.modes import seen_from
 from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
+from inference.warm_start import sample_from
 
 BACKENDS = ("auto", "native", "python")
 # Evaluations of a fit, to estimate whether compiling pays, now or when the library is next found in the cache: some
 # 15 000, which in batches cost less than single ones.
 TYPICAL_GRADIENTS = 7500
+# Rungs are begun until this share of the budget is spent, and NUTS takes over while this share of it is left: in
+# whitened coordinates, with a short warm-up, it needs about as much.
+LADDER_SHARE, HAND_OVER_SHARE = 0.3, 0.3
+HAND_OVER_WARMUP = 300
+# A leapfrog step at the default acceptance, in units of the smallest sd times D^(-1/4).
+STEP = 0.9
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -125,7 +132,7 @@ class AutoVI:
             history={"loss": np.array(ladder.losses), "gradient_norm": np.array(ladder.gradient_norms)},
             status=_status(ladder, answer),
             seconds={"setup": setup, "compile": compilation, "optimisation": optimisation, "sampling": sampling},
-            notes=_notes(density, first),
+            notes=_notes(density, ladder.full_rank),
             state={
                 "unconstrained": answer.points.reshape(*shape, density.dim),
                 "labels": density.labels,
@@ -145,35 +152,36 @@ class AutoVI:
 
     def _climb(self, ladder: Ladder, problem: Problem) -> "_Answer":
         """Go up until a rung is good enough, then draw from it."""
-        fitted = ladder.fit_gaussians(ladder.start(self.num_starts))
-        first = fitted[0].q
+        starts = ladder.start(self.num_starts)
+        predicted = predicted_gradients(starts[0])
+        ladder.max_evaluations = self.budget * predicted
+        gaussians = ladder.gaussian(starts)
         if not ladder.full_rank:
-            return _raw(ladder, "mean_field", ladder.spread(fitted[0]))
-        predicted = predicted_gradients(first)
-        ladder.max_evaluations = LADDER_SHARE * self.budget * predicted
-        rungs = [("gaussian", lambda: fitted), ("bent", lambda: ladder.bend(fitted))]
-        best: tuple[Proposals, list[Fitted], str] | None = None
-        for name, climb in rungs:
-            if best is not None and ladder.num_evaluations > ladder.max_evaluations:
+            return _raw(ladder, "mean_field", ladder.linear_response(gaussians[0]))
+        rungs = {
+            "gaussian": (lambda num: gaussians if num == DRAWS else ladder.more_draws(gaussians, num), DRAWS),
+            "bent": (lambda num: ladder.bent(gaussians, num), 2 * DRAWS),
+        }
+        best: tuple[str, Proposals, list[Fitted]] | None = None
+        for name, (fit, num) in rungs.items():
+            if best is not None and not ladder.may_go_on:
                 break
-            now = climb()
-            found = ladder.weigh(name, now)
-            if best is None or found.ess > best[0].ess:
-                best = found, now, name
+            found, fitted = ladder.climb(name, fit, num)
             if ladder.good(found):
-                break
-        found, now, name = best
-        found = ladder.enough(found, now)
-        if found.khat < limits.KHAT_REWEIGHTED and found.ess >= limits.IS_ESS:
-            return _resampled(ladder, name, found, first)
-        remaining = self.budget * predicted - ladder.num_evaluations
-        if remaining > HAND_OVER_SHARE * predicted:
-            return self._hand_over(ladder, problem, found, first)
-        return _raw(ladder, name, now[0])
+                found = ladder.enough(found, fitted)
+                if ladder.good(found):
+                    return _resampled(ladder, name, found, gaussians[0].q)
+            if best is None or found.ess > best[1].ess:
+                best = name, found, fitted
+        name, found, fitted = best
+        found = ladder.enough(found, fitted)
+        if found.khat < limits.KHAT_LIMIT and found.ess >= limits.IS_ESS:
+            return _resampled(ladder, name, found, gaussians[0].q)
+        return self._hand_over(ladder, problem, found, gaussians[0].q)
 
     def _hand_over(self, ladder: Ladder, problem: Problem, found: Proposals, first: Gaussian) -> "_Answer":
         """Sample by NUTS from the resampled proposals, whitened by their covariance."""
-        usable = np.isfinite(found.smoothed.weights).all()
+        usable = np.isfinite(found.weights).all()
         points = found.points[found.resample(ladder.num_draws, ladder.rng)] if usable else found.points
         draws, stats = sample_from(
             ladder.density,
@@ -186,7 +194,9 @@ class AutoVI:
             seed=problem.seed,
             progress=problem.progress,
         )
-        return _Answer("nuts", draws.reshape(-1, ladder.density.dim), first, stats, found.elbo, found.elbo_se, {"method": "mcmc"})
+        return _Answer(
+            "nuts", draws.reshape(-1, ladder.density.dim), first, stats, found.elbo, found.elbo_se, {"method": "mcmc"}
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,3 +249,39 @@ def predicted_gradients(q: Gaussian) -> float:
     steps = 0.5 * np.pi * sds[0] / (STEP * sds[-1] * len(sds) ** -0.25)
     per_draw = 2.0 ** np.clip(np.ceil(np.log2(steps + 1)), 2, NUTS.max_tree_depth) - 1
     return NUTS.num_chains * (NUTS.num_warmup + NUTS.num_samples) * per_draw
+
+
+def _status(ladder: Ladder, answer: _Answer) -> Status:
+    """Say how the climb ended."""
+    way = f"{len(ladder.rungs)} rung{'s' * (len(ladder.rungs) != 1)}, bound {answer.elbo:.2f} nats"
+    if answer.rung == "nuts":
+        return Status("finished", f"No variational rung was good enough ({way}): NUTS went on from the best of them.")
+    if not ladder.agree:
+        first, second = np.sort(ladder.bounds)[::-1][:2]
+        return Status(
+            "budget_spent",
+            f"Two fits of a Gaussian from different starts disagree: their bounds are {first:.2f} and {second:.2f} "
+            "nats, so there may be several optima; look for several modes.",
+        )
+    if "importance" in answer.state:
+        numbers = answer.state["importance"]
+        return Status(
+            "converged",
+            f"The {answer.rung} rung arrived ({way}): k-hat {numbers['khat']:.2f}, and {numbers['num_proposals']} "
+            f"proposals are worth {numbers['ess']:.0f} draws.",
+        )
+    if not answer.settled:
+        return Status(
+            "budget_spent", "L-BFGS did not reach a stationary point; the posterior may have no Gaussian fit."
+        )
+    return Status("converged", f"Stationary, and the draws are not over-fitted ({way}).")
+
+
+def _notes(density: Density, full_rank: bool) -> tuple[str, ...]:
+    notes = [density.reason] if density.reason else []
+    if not full_rank:
+        notes.append(
+            f"{density.dim} dimensions: above {MAX_FULL_RANK} a mean field is fitted; its covariance is that of linear "
+            "response where that raises the bound"
+        )
+    return tuple(notes)

@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import gammaln, logsumexp
 
-from inference.diagnostics import Weights, smooth_weights
+from inference.diagnostics import smooth_weights
 from inference.gaussian import Family, mean_and_error
 
 # Of .2 and .5 as shares, 5, 10 and 20 degrees of freedom and scales 1 to 1.2, these gave the lowest k-hats on the
 # reference posteriors at the same effective sample sizes; on an exact fit they cost a tenth of it.
 STUDENT_SHARE, STUDENT_DEGREES, STUDENT_SCALE = 0.5, 10.0, 1.1
-# No component gets less than this share: which one is heavy is known roughly before there are weights.
-LEAST_SHARE = 0.05
+# No mode gets less than this part of an equal share: which one is heavy is known only roughly before there are weights.
+LEAST_SHARE = 0.5
+# A mode with less than this mass is not judged by itself.
+LIGHT = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +36,14 @@ class Proposals:
         Log density of the posterior, not normalised, (S,).
     log_weight
         Log of posterior over proposal, (S,); minus infinity where the posterior is zero or not a number.
-    smoothed
-        Weights after Pareto smoothing, with k-hat and effective sample size.
+    mode
+        Which component each proposal most likely belongs to, whichever has made it, (S,).
+    weights
+        Normalised weights after Pareto smoothing, (S,).
+    khat, ess
+        Pareto shape of the weights' tail, and one over the sum of squared weights. With several modes k-hat is the
+        largest of theirs, and the effective sample size what the worst of them would give the whole: weights that
+        are even on one mode say nothing of the mass of another.
     elbo, elbo_se
         Bound of the fitted distribution (without the heavier half) and its standard error, in nats.
     num_bad
@@ -45,20 +53,18 @@ class Proposals:
     points: np.ndarray
     log_density: np.ndarray
     log_weight: np.ndarray
-    smoothed: Weights
+    mode: np.ndarray
+    weights: np.ndarray
+    khat: float
+    ess: float
     elbo: float
     elbo_se: float
     num_bad: int
 
     @property
-    def khat(self) -> float:
-        """Pareto shape of the weights' tail."""
-        return self.smoothed.khat
-
-    @property
-    def ess(self) -> float:
-        """One over the sum of squared weights."""
-        return self.smoothed.ess
+    def share(self) -> float:
+        """Effective sample size per proposal."""
+        return self.ess / len(self.points)
 
     @property
     def log_evidence(self) -> float:
@@ -66,10 +72,10 @@ class Proposals:
         return float(logsumexp(self.log_weight) - np.log(len(self.log_weight)))
 
     def resample(self, num: int, rng: np.random.Generator) -> np.ndarray:
-        """Indices (num,) of proposals, each as often as its weight asks for, but for rounding; in random order."""
+        """Give indices (num,) of proposals, each as often as its weight asks for, but for rounding; in random order."""
         grid = (np.arange(num) + rng.uniform()) / num
-        order = rng.permutation(len(self.smoothed.weights))
-        chosen = np.searchsorted(np.cumsum(self.smoothed.weights[order]), grid, side="right")
+        order = rng.permutation(len(self.weights))
+        chosen = np.searchsorted(np.cumsum(self.weights[order]), grid, side="right")
         return rng.permutation(order[np.minimum(chosen, len(order) - 1)])
 
 
@@ -96,60 +102,71 @@ def propose(
     shares = _shares(np.asarray(log_masses, dtype=float))
     counts = np.floor(shares * num).astype(int)
     counts[np.argmax(shares)] += num - counts.sum()
-    drawn = [_base_draws(count, dim, rng) for count in counts]
+    z, plain = _base_draws(counts, dim, rng)
+    owner = np.repeat(np.arange(len(counts)), counts)
     with np.errstate(over="ignore", invalid="ignore"):
-        points = [q.transform(z) for q, (z, _) in zip(components, drawn, strict=True)]
-        logs = np.array(
-            [
-                np.concatenate(
-                    [
-                        _log_densities(q, z if q is own else q.invert(x))
-                        for own, x, (z, _) in zip(components, points, drawn, strict=True)
-                    ],
-                    axis=1,
-                )
-                for q in components
-            ]
-        )
+        points = np.concatenate([q.transform(z[owner == i]) for i, q in enumerate(components)])
+        logs = np.array([_log_densities(q, z, points, owner == i) for i, q in enumerate(components)])
         log_proposal, log_q = logsumexp(logs + np.log(counts / num)[:, None, None], axis=0)
-    log_p, num_bad = _finite_log_density(log_density, np.concatenate(points))
+    log_p, num_bad = _finite_log_density(log_density, points)
     log_weight = np.where(np.isfinite(log_proposal), log_p - np.nan_to_num(log_proposal), -np.inf)
-    plain = np.concatenate([normal for _, normal in drawn])
     bound, error = mean_and_error((log_p - log_q)[plain])
-    weights = smooth_weights(log_weight)
-    return Proposals(np.concatenate(points), log_p, log_weight, weights, bound, error, num_bad)
+    mode = logs[:, 1].argmax(axis=0)
+    return Proposals(points, log_p, log_weight, mode, *_smoothed(log_weight, mode), bound, error, num_bad)
 
 
 def joined(one: Proposals, other: Proposals) -> Proposals:
     """Join proposals from the same components."""
-    names = ("points", "log_density", "log_weight")
+    names = ("points", "log_density", "log_weight", "mode")
     arrays = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
-    weights = smooth_weights(arrays["log_weight"])
-    return replace(one, **arrays, smoothed=weights, num_bad=one.num_bad + other.num_bad)
+    weights, khat, ess = _smoothed(arrays["log_weight"], arrays["mode"])
+    return replace(one, **arrays, weights=weights, khat=khat, ess=ess, num_bad=one.num_bad + other.num_bad)
+
+
+def _smoothed(log_weight: np.ndarray, mode: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Smoothed weights, the worst k-hat, and the effective sample size of the worst mode, over its mass."""
+    whole = smooth_weights(log_weight)
+    khats, sizes = [whole.khat], [whole.ess]
+    for i in np.unique(mode) if mode.any() else ():
+        mass = whole.weights[mode == i].sum()
+        if mass > LIGHT:
+            part = smooth_weights(log_weight[mode == i])
+            khats.append(part.khat)
+            sizes.append(part.ess / mass)
+    return whole.weights, max(khats, key=_or_infinity), min(sizes)
+
+
+def _or_infinity(khat: float) -> float:
+    return khat if np.isfinite(khat) else np.inf
 
 
 def _shares(log_masses: np.ndarray) -> np.ndarray:
-    shares = np.maximum(np.exp(log_masses - logsumexp(log_masses)), LEAST_SHARE)
+    shares = np.maximum(np.exp(log_masses - logsumexp(log_masses)), LEAST_SHARE / len(log_masses))
     return shares / shares.sum()
 
 
-def _base_draws(num: int, dim: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Base draws (num, D), and which of them are from the normal distribution."""
-    z = rng.standard_normal((num, dim))
-    heavy = np.arange(num) < round(STUDENT_SHARE * num)
+def _base_draws(counts: np.ndarray, dim: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Give base draws (S, D), so many for each component, and which of them are from the normal distribution."""
+    z = rng.standard_normal((counts.sum(), dim))
+    heavy = np.concatenate([np.arange(count) < round(STUDENT_SHARE * count) for count in counts])
     z[heavy] *= STUDENT_SCALE * np.sqrt(STUDENT_DEGREES / rng.chisquare(STUDENT_DEGREES, size=(heavy.sum(), 1)))
     return z, ~heavy
 
 
-def _log_densities(q: Family, z: np.ndarray) -> np.ndarray:
-    """Log densities (2, n) of a component's proposals, and of the component, where base draws (n, D) are mapped to."""
+def _log_densities(q: Family, z: np.ndarray, points: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Log densities (2, S) of a component's proposals, and of the component, at points (S, D); its own are of z."""
+    if not own.all():
+        z = z.copy()
+        z[~own] = q.invert(points[~own])
     dim, squares = z.shape[1], (z**2).sum(axis=1)
     nu, scale = STUDENT_DEGREES, STUDENT_SCALE
     student = gammaln((nu + dim) / 2) - gammaln(nu / 2) - 0.5 * dim * np.log(nu * np.pi * scale**2)
     student = student - 0.5 * (nu + dim) * np.log1p(squares / (nu * scale**2))
     normal = -0.5 * squares - 0.5 * dim * np.log(2 * np.pi)
     log_q = q.log_q(z)
-    return np.array([log_q + np.logaddexp(np.log1p(-STUDENT_SHARE), np.log(STUDENT_SHARE) + student - normal), log_q])
+    logs = np.array([log_q + np.logaddexp(np.log1p(-STUDENT_SHARE), np.log(STUDENT_SHARE) + student - normal), log_q])
+    logs[:, ~own] = np.where(np.isnan(logs[:, ~own]), -np.inf, logs[:, ~own])  # too far away for its map to be inverted
+    return logs
 
 
 def _finite_log_density(log_density: Callable[[np.ndarray], np.ndarray], points: np.ndarray) -> tuple[np.ndarray, int]:

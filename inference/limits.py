@@ -56,6 +56,9 @@ KHAT_TRUST = 0.5
 # Weighted moments without a second opinion: in the calibration table (notes, 2.3) every weighted sd with k <= .6 is
 # within 6 % and every weighted mean within .04 sd; from .6 on there are fits with k = .75 whose weighted sd is .48.
 KHAT_REWEIGHTED = 0.6
+# ... or below the general limit where the weights hardly vary: with 8000 proposals k-hat has a standard error of .07, and
+# of the fits in the table with k from .6 to .7 none is worth as much as half of its draws.
+KHAT_LIMIT, GOOD_SHARE = 0.7, 0.5
 IS_ESS = 400  # as many effective draws as we ask of a Markov chain
 MIN_DRAWS = 1000  # k-hat from fewer draws has a standard error above .1, the width of the decision
 # Raw and weighted moments are averages over the same draws; their difference is precise, so the GOOD limits serve.
@@ -64,3 +67,8 @@ TAIL_LIMIT = 0.025  # of 5 % beyond each end of the interval; .2 sd (QUANTILE_GO
 # beyond a limit, seen by at least this many effective draws, is evidence against the fit.
 Z_UNRELIABLE, IS_ESS_EVIDENCE = 3.0, 50
 MIN_SETTLED = 2  # of the starts of a mode search; with fewer the search has seen nothing
+
+
+def weights_suffice(khat: float, share: float) -> bool:
+    """Whether k-hat, and the effective sample size per draw, vouch for weighted moments without a second opinion."""
+    return khat < KHAT_REWEIGHTED or (khat < KHAT_LIMIT and share >= GOOD_SHARE)

@@ -50,9 +50,7 @@ def best_gaussian(density: Density, point: np.ndarray, z: np.ndarray, *, full_ra
     return best_of(density.log_density, candidates, z)
 
 
-def best_of(
-    log_density: Callable[[np.ndarray], np.ndarray], candidates: Sequence[Gaussian], z: np.ndarray
-) -> Gaussian:
+def best_of(log_density: Callable[[np.ndarray], np.ndarray], candidates: Sequence[Gaussian], z: np.ndarray) -> Gaussian:
     """Choose by the bound on base draws ``z`` (n, D)."""
     return max(candidates, key=lambda q: elbo(log_density, q, z)[0])
 
