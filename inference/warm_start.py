@@ -116,7 +116,7 @@ def sample_from(
         target_accept=target_accept,
         progress=progress,
     )
-    points, _ = target.in_x(points, adapted)
+    points, stats, _ = target.in_x(points, stats, adapted)
     return points[:, num_warmup:], {name: value[:, num_warmup:] for name, value in stats.items()}
 
 
