@@ -116,8 +116,12 @@ def sample_from(
     Raises
     ------
     InputError
-        The density is finite at none of the starts.
+        The density is finite at none of the starts, or the factor is not lower triangular.
     """
+    if scale.ndim == 2 and np.triu(scale, 1).any():
+        raise InputError(
+            "scale: expected a lower triangular factor, got numbers above the diagonal; take its Cholesky."
+        )
     target = Whitened(density, Gaussian(loc, scale))
     points, stats, adapted = nutpie_chains(
         target,
@@ -129,6 +133,7 @@ def sample_from(
         target_accept=target_accept,
         progress=progress,
     )
+    density.reason = target.reason
     points, stats, _ = target.in_x(points, stats, adapted)
     return points[:, num_warmup:], {name: value[:, num_warmup:] for name, value in stats.items()}
 
