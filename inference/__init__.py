@@ -6,6 +6,7 @@ from inference.autovi import AutoVI
 from inference.compare import Comparison, compare
 from inference.errors import InputError
 from inference.fit import Engine, Fit, Problem, Run, Status, fit
+from inference.forward_kl import train_guide
 from inference.given import from_draws
 from inference.isolation import isolated
 from inference.laplace import MAP, Laplace
@@ -34,4 +35,5 @@ __all__ = [
     "from_draws",
     "isolated",
     "load_fit",
+    "train_guide",
 ]

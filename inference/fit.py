@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import torch
 import xarray as xr
+from pyro.infer.autoguide import AutoGuide
 
 from inference.conditional import complete
 from inference.density import Density
@@ -258,8 +259,7 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
         raise InputError(f"engine: expected NUTS(...), SVI(...) or AutoVI(...), got {engine!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: expected a non-negative integer, got {seed!r}.")
-    # One joint copy, since model and guide may share a network; the caller's modules and optimiser stay untrained.
-    function, own_engine = copy.deepcopy((model_function(model), engine))
+    function, own_engine = _own(model_function(model), engine)
     dtype = engine.floating_dtype(function)
     with (
         showing(progress) as shown,
@@ -279,6 +279,25 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
     state = {**run.state, "function": function, "dtype": dtype, "params": params, "dims": dims}
     state["discrete"] = [*sites.discrete, *sites.unenumerable]
     return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, run.notes, state)
+
+
+def _own(function: Callable[..., Any], engine: Engine) -> tuple[Callable[..., Any], Engine]:
+    """Copy a model and an engine, so that the caller's modules and optimiser stay untrained.
+
+    They are copied together, since model and guide may share a network. When Pyro's guides are copied, they and their
+    copies forget their models (``AutoGuide.__getstate__``), which one that has not run yet needs.
+    """
+    guides = _auto_guides(engine)
+    models = [guide._model for guide in guides]
+    own_function, own_engine, own_models = copy.deepcopy((function, engine, models))
+    for guide, model in zip(guides + _auto_guides(own_engine), models + own_models, strict=True):
+        guide._model = model
+    return own_function, own_engine
+
+
+def _auto_guides(engine: Engine) -> list[AutoGuide]:
+    modules = [value for value in vars(engine).values() if isinstance(value, AutoGuide)]
+    return [part for module in modules for part in module.modules() if isinstance(part, AutoGuide)]
 
 
 def _copied(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,9 @@ class _BorrowedModules(Messenger):
     def __init__(self, values: Mapping[str, torch.Tensor], own: Iterable[Any]) -> None:
         super().__init__()
         self.values = values
-        modules = [getattr(value, "__self__", value) for value in own]
-        self.own = {id(p) for m in modules if isinstance(m, torch.nn.Module) for p in m.parameters()}
+        self.own: set[int] = set()
         self.before: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.keep(own)
 
     def _pyro_param(self, msg: dict) -> None:
         owned = next((a for a in msg["args"] if isinstance(a, torch.nn.Parameter)), None)
@@ -42,10 +42,22 @@ class _BorrowedModules(Messenger):
         if value is not None and value.shape == owned.shape:
             owned.data.copy_(value)
 
+    def keep(self, own: Iterable[Any]) -> None:
+        modules = [getattr(value, "__self__", value) for value in own]
+        self.own |= {id(p) for m in modules if isinstance(m, torch.nn.Module) for p in m.parameters()}
+        self.before = {name: pair for name, pair in self.before.items() if id(pair[0]) not in self.own}
+
     def put_back(self) -> None:
         for owned, value in self.before.values():
             owned.data.copy_(value)
             owned.grad = None
+
+
+def keep_as_trained(*modules: Any) -> None:
+    """Leave modules that were made inside an `isolated` block, and have run there, as the block leaves them."""
+    for handler in _PYRO_STACK:
+        if isinstance(handler, _BorrowedModules):
+            handler.keep(modules)
 
 
 @cache

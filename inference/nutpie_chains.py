@@ -1,7 +1,7 @@
 """Chains by nutpie on a flat log density: native code where there is some, else through Python."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow
@@ -10,10 +10,8 @@ from nutpie import __version__ as nutpie_version
 from nutpie import sample as nutpie_sample
 from nutpie.compiled_pyfunc import from_pyfunc
 
-from inference.density import Density
 from inference.native.function import num_cores
 from inference.nutpie_native import native_model
-from inference.whitened import Whitened
 
 # Others take 0.8. A third more steps buy a tenth of the divergences: of eight runs on a Gaussian process at 0.8 one
 # missed its posterior, and none at 0.9 (`benchmarks.posteriordb`, gp_pois_regr).
@@ -35,12 +33,39 @@ _STATISTICS = {
     "mean_tree_accept": "acceptance_rate",
 }
 
+# Points (chain, warm-up + draws, D), statistics (chain, warm-up + draws), adapted quantities.
 Chains = tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]
+# From a chain's seed to its start (D,).
 Start = Callable[[int], np.ndarray]
 
 
+class Target(Protocol):
+    """A log density that can be sampled: `inference.density.Density`, or one in other coordinates.
+
+    Attributes
+    ----------
+    dim, num_gradients, reason
+        As those of a `Density`.
+    native
+        The addresses that `inference.nutpie_native.native_model` takes, or None.
+    """
+
+    dim: int
+    num_gradients: int
+    reason: str
+    native: Any
+
+    def value_and_grad(self, point: np.ndarray) -> tuple[float, np.ndarray]:
+        """Log density and gradient (D,) at one point (D,)."""
+        ...
+
+    def eager(self, vector: torch.Tensor) -> torch.Tensor:
+        """Log density at one point (D,), by running the Pyro model."""
+        ...
+
+
 def nutpie_chains(
-    density: Density | Whitened,
+    density: Target,
     start: Start,
     *,
     num_warmup: int,
@@ -153,7 +178,7 @@ def _usable(lengths: np.ndarray) -> tuple[np.ndarray, int]:
     return np.sort(order[:num]), length
 
 
-def _native(density: Density | Whitened, start: Start) -> Any:
+def _native(density: Target, start: Start) -> Any:
     """Wrap the compiled density for nutpie; None where there is none, or nutpie no longer takes it."""
     if density.native is None:
         return None
@@ -165,7 +190,7 @@ def _native(density: Density | Whitened, start: Start) -> Any:
         return None
 
 
-def _through_python(density: Density | Whitened, failures: list[Exception], start: Start) -> Any:
+def _through_python(density: Target, failures: list[Exception], start: Start) -> Any:
     return from_pyfunc(
         density.dim,
         lambda: _in_worker_thread(density, failures),
@@ -177,9 +202,7 @@ def _through_python(density: Density | Whitened, failures: list[Exception], star
     )
 
 
-def _in_worker_thread(
-    density: Density | Whitened, failures: list[Exception]
-) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+def _in_worker_thread(density: Target, failures: list[Exception]) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     """Give value and gradient; called by nutpie in the thread that will use it.
 
     torch's thread count is a setting of each thread: a new one splits every small operation over all cores, which made

@@ -11,11 +11,11 @@ import torch
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Fit, Problem, Run, Status, short_repr
-from inference.nutpie_chains import MAX_TREE_DEPTH, MIN_DRAWS, TARGET_ACCEPT, Chains, Start, nutpie_chains
+from inference.neutra import Transported, check_flow
+from inference.nutpie_chains import MAX_TREE_DEPTH, MIN_DRAWS, TARGET_ACCEPT, Chains, Start, Target, nutpie_chains
 from inference.pyro_kernel import run_chain
 from inference.starts import chain_starts
 from inference.warm_start import check_init, warm_start
-from inference.whitened import Whitened
 
 BACKENDS = ("auto", "native", "python", "pyro")
 ADAPTATIONS = ("diag", "low_rank")
@@ -58,11 +58,16 @@ class NUTS:
         the warm-up only corrects, so that 100 to 200 draws of it do. However bad, it changes the time that sampling
         takes, not what is sampled; but chains that start in the modes that it has found do not look for others. See
         `inference.warm_start`.
+    neutra
+        ``init`` is a fit by a flow, ``SVI(guide="iaf")`` say: sample in the coordinates in which the flow is a standard
+        normal (Hoffman et al. 2019), where funnels and bananas are round as far as the flow has learned them. A
+        gradient costs the flow's besides the model's.
 
     Notes
     -----
     ``fit.state["adapted"]`` holds the step size of each chain, ``"step_size"`` (chain,), and the diagonal of its
-    inverse mass matrix, ``"inverse_mass"`` (chain, D), in the order of the unconstrained coordinates.
+    inverse mass matrix, ``"inverse_mass"`` (chain, D), in the order of the unconstrained coordinates; with ``neutra``,
+    of the flow's.
     """
 
     method: ClassVar[str] = "mcmc"
@@ -77,6 +82,7 @@ class NUTS:
     dtype: str = "float64"
     save_warmup: bool = False
     init: Fit | None = None
+    neutra: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("num_warmup", 1), ("num_samples", MIN_DRAWS), ("num_chains", 1), ("max_tree_depth", 1)):
@@ -88,6 +94,8 @@ class NUTS:
         if self.backend == "pyro" and self.adaptation != "diag":
             raise InputError("adaptation: Pyro's kernel here adapts a diagonal mass matrix; use backend='auto'.")
         check_init(self.init)
+        if self.neutra:
+            check_flow(self.init)
 
     __repr__ = short_repr
 
@@ -102,7 +110,7 @@ class NUTS:
     def run(self, problem: Problem) -> Run:
         """Sample all chains; called by `inference.fit.fit`."""
         begin = time.perf_counter()
-        density = problem.density
+        density = Transported(problem.sites, check_flow(self.init)) if self.neutra else problem.density
         density.require_no_noise()
         density.starts(1, generator=np.random.default_rng(problem.seed))  # refuse early, naming the site
         setup = time.perf_counter() - begin
@@ -113,16 +121,12 @@ class NUTS:
         compilation = time.perf_counter() - begin
         density.num_gradients = 0
         begin = time.perf_counter()
-        if self.init is None:
-            target, start = density, chain_starts(density, seed=problem.seed)
-        else:
-            target, start = warm_start(density, self.init, seed=problem.seed)
+        target, start = self._target(density, problem.seed)
         setup += time.perf_counter() - begin
         begin = time.perf_counter()
         sample = _sample_pyro if self.backend == "pyro" else _sample_nutpie
-        points, stats, adapted = sample(self, target, problem, start)
-        if isinstance(target, Whitened):
-            points, adapted = target.in_x(points, adapted)
+        chains = sample(self, target, problem, start)
+        points, stats, adapted = chains if self.init is None else target.in_x(*chains)
         elapsed = time.perf_counter() - begin
         kept, warmup = _split(points, stats, self.num_warmup)
         status = _status(kept[0].shape[:2], self)
@@ -151,6 +155,14 @@ class NUTS:
             },
         )
 
+    def _target(self, density: Density, seed: int) -> tuple[Target, Start]:
+        """Give what is sampled, in which coordinates, and where chains start in them."""
+        if self.neutra:
+            return density, density.start
+        if self.init is not None:
+            return warm_start(density, self.init, seed=seed)
+        return density, chain_starts(density, seed=seed)
+
 
 def check_count(name: str, value: Any, *, least: int) -> None:
     """Refuse anything but an integer of at least ``least``."""
@@ -171,7 +183,7 @@ def check_number(name: str, value: Any, *, above: float, below: float = float("i
         raise InputError(f"{name}: expected a number {limits}, got {value!r}.")
 
 
-def _sample_nutpie(engine: NUTS, density: Density | Whitened, problem: Problem, start: Start) -> Chains:
+def _sample_nutpie(engine: NUTS, density: Target, problem: Problem, start: Start) -> Chains:
     return nutpie_chains(
         density,
         start,
@@ -186,7 +198,7 @@ def _sample_nutpie(engine: NUTS, density: Density | Whitened, problem: Problem, 
     )
 
 
-def _sample_pyro(engine: NUTS, density: Density | Whitened, problem: Problem, start: Start) -> Chains:
+def _sample_pyro(engine: NUTS, density: Target, problem: Problem, start: Start) -> Chains:
     """Sample chain after chain with Pyro's kernel on Pyro's potential."""
     seeds = np.random.default_rng(problem.seed).integers(2**31, size=engine.num_chains)
     chains = [

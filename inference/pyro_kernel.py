@@ -7,9 +7,8 @@ import pyro
 import torch
 from pyro.infer import mcmc
 
-from inference.density import Density
+from inference.nutpie_chains import Target
 from inference.progress import bar
-from inference.whitened import Whitened
 
 
 class RecordingNUTS(mcmc.NUTS):
@@ -46,7 +45,7 @@ class RecordingNUTS(mcmc.NUTS):
 
 
 def run_chain(
-    density: Density | Whitened,
+    density: Target,
     start: np.ndarray,
     *,
     num_warmup: int,

@@ -16,6 +16,7 @@ from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import gaussian_draws, laplace, mean_and_error, unused_gain
 from inference.guides import check_guide, draw_guide, make_guide, samples_discrete, unconstrained_draws
+from inference.isolation import keep_as_trained
 from inference.nuts import check_count, check_number
 from inference.optimise import PyroStepper, TorchStepper, make_stepper
 from inference.sites import Sites
@@ -122,6 +123,8 @@ class SVI:
         compilation = self._compile(density)
         guide = make_guide(guide, sites, density=density, seed=problem.seed)
         discrete_in_guide = samples_discrete(check_guide(guide, sites), sites)
+        if isinstance(self.guide, str):
+            keep_as_trained(guide)
         loss = make_elbo(self.elbo, sites, num_particles=self.num_particles, discrete_in_guide=discrete_in_guide)
         model = sites.enumerated if sites.discrete and not discrete_in_guide else sites.function
         setup = time.perf_counter() - begin - compilation

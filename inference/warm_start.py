@@ -48,20 +48,33 @@ def warm_start(density: Density, init: Fit, *, seed: int) -> tuple[Whitened, Sta
     InputError
         Another model's fit, a point, or no draw at which the density is finite.
     """
-    if list(init.state["labels"]) != density.labels:
+    points = points_of(init, density, argument="init")
+    target = Whitened(density, _gaussian(init, points))
+    return target, _starts(target, points, seed=seed)
+
+
+def points_of(source: Fit, density: Density, *, argument: str) -> np.ndarray:
+    """Give the draws of a fit on the unconstrained space, (n, D).
+
+    Raises
+    ------
+    InputError
+        Another model's fit, or a point. The message names ``argument``.
+    """
+    if list(source.state["labels"]) != density.labels:
         raise InputError(
-            f"init: the fit is of another model, or of data of another size: it has {_listing(init.state['labels'])}; "
-            f"this model, at these data, has {_listing(density.labels)}. Fit this model by AutoVI, say."
+            f"{argument}: the fit is of another model, or of data of another size: it has "
+            f"{_listing(source.state['labels'])}; this model, at these data, has {_listing(density.labels)}. Fit this "
+            "model by AutoVI, say."
         )
-    points = np.asarray(init.state["unconstrained"], np.float64).reshape(-1, density.dim)
+    points = np.asarray(source.state["unconstrained"], np.float64).reshape(-1, density.dim)
     fixed = [label for label, spread in zip(density.labels, np.ptp(points, axis=0), strict=True) if not spread > 0]
     if fixed:
         raise InputError(
-            f"init: the draws of {init.engine!r} have no spread in {', '.join(fixed[:3])}, so no covariance; give a "
-            "fit by AutoVI, Laplace or SVI with a guide that is no point."
+            f"{argument}: the draws of {source.engine!r} have no spread in {', '.join(fixed[:3])}, so no covariance; "
+            "give a fit by AutoVI, Laplace or SVI with a guide that is no point."
         )
-    target = Whitened(density, _gaussian(init, points))
-    return target, _starts(target, points, seed=seed)
+    return points
 
 
 def sample_from(
@@ -103,8 +116,12 @@ def sample_from(
     Raises
     ------
     InputError
-        The density is finite at none of the starts.
+        The density is finite at none of the starts, or the factor is not lower triangular.
     """
+    if scale.ndim == 2 and np.triu(scale, 1).any():
+        raise InputError(
+            "scale: expected a lower triangular factor, got numbers above the diagonal; take its Cholesky."
+        )
     target = Whitened(density, Gaussian(loc, scale))
     points, stats, adapted = nutpie_chains(
         target,
@@ -116,7 +133,8 @@ def sample_from(
         target_accept=target_accept,
         progress=progress,
     )
-    points, _ = target.in_x(points, adapted)
+    density.reason = target.reason
+    points, stats, _ = target.in_x(points, stats, adapted)
     return points[:, num_warmup:], {name: value[:, num_warmup:] for name, value in stats.items()}
 
 

@@ -14,6 +14,7 @@ from inference.density import Density
 from inference.errors import one_line
 from inference.gaussian import Gaussian
 from inference.native.whiten import WhitenedFunction
+from inference.nutpie_chains import Chains
 
 
 class Whitened:
@@ -66,9 +67,9 @@ class Whitened:
         loc, scale = (torch.as_tensor(part, dtype=z.dtype) for part in (self.within.loc, self.within.scale))
         return self.density.eager(loc + (scale @ z if self.within.full_rank else scale * z))
 
-    def in_x(self, points: np.ndarray, adapted: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Map draws z (..., D), and the diagonal of the inverse mass matrix (chain, D), to the coordinates x."""
+    def in_x(self, points: np.ndarray, stats: dict[str, np.ndarray], adapted: dict[str, np.ndarray]) -> Chains:
+        """Map draws z (chain, draw, D), and the diagonal of the inverse mass matrix (chain, D), to x."""
         squares = self.within.scale**2
         mass = adapted["inverse_mass"]
         mass = mass @ squares.T if self.within.full_rank else mass * squares
-        return self.within.transform(points), adapted | {"inverse_mass": mass}
+        return self.within.transform(points), stats, adapted | {"inverse_mass": mass}

@@ -302,6 +302,15 @@ def test_single_precision_on_request_and_for_networks():
     assert SVI(guide=AutoNormal(line)).floating_dtype(line) is torch.float64
 
 
+def test_a_guide_object_that_has_never_run_can_be_used_again():
+    """Pyro's guides forget their model when they are copied; neither the copy nor the caller's may."""
+    guide = AutoNormal(line)
+    one, again = (fit(line, LINE, SVI(guide=guide, num_steps=50, **SMALL), seed=1) for _ in range(2))
+    np.testing.assert_array_equal(one.draws["slope"], again.draws["slope"])
+    assert guide.prototype_trace is None
+    guide(**{name: torch.as_tensor(value) for name, value in LINE.items()})
+
+
 def test_hand_written_guides_of_the_models():
     for name in ("normal_mean", "gaussian_mixture"):
         model = MODELS[name]

@@ -187,6 +187,22 @@ def test_native_and_python_whiten_alike_in_any_dimension():
                 np.testing.assert_allclose(gradient, np.subtract(*ends) / 2e-6, rtol=1e-4, atol=1e-5)
 
 
+def test_a_factor_that_is_not_triangular_is_refused():
+    with isolated(1):
+        density = density_of(logistic, CASES["logistic"].data)
+        with pytest.raises(InputError, match="scale: expected a lower triangular factor"):
+            sample_from(
+                density,
+                np.zeros(3),
+                np.ones((3, 3)),
+                np.zeros((5, 3)),
+                num_warmup=5,
+                num_samples=5,
+                num_chains=1,
+                seed=1,
+            )
+
+
 @pytest.mark.parametrize("full_rank", [True, False])
 def test_whitening_is_undone_by_the_transform(full_rank):
     rng = np.random.default_rng(0)
