@@ -64,3 +64,14 @@ TAIL_LIMIT = 0.025  # of 5 % beyond each end of the interval; .2 sd (QUANTILE_GO
 # beyond a limit, seen by at least this many effective draws, is evidence against the fit.
 Z_UNRELIABLE, IS_ESS_EVIDENCE = 3.0, 50
 MIN_SETTLED = 2  # of the starts of a mode search; with fewer the search has seen nothing
+
+# --- Short Markov chains (TADDAA) -----------------------------------------------------------------------------------
+# Of an error in the draws the chains still show 1 - memory, and what they show is divided by that. With half of it
+# left the correction would double the Monte Carlo errors, too: no more is asked of it.
+CHAIN_MEMORY = 0.5
+CHAIN_ACCEPTANCE = 0.5  # adapted to .8: far less means that the chains were adapted in another place
+CHAIN_STUCK = 0.01  # as many as the mass of a region that would matter, see DIVERGENT_SHARE
+# Mean acceptance beyond the 5 % or 95 % quantile of a quantity: .6 to .9 for Gaussians up to D = 200, right or wrong by
+# a factor of two in their sds; below .4 in the neck of a funnel, which chains with these steps cannot enter further.
+CHAIN_TAIL_ACCEPTANCE = 0.4
+CHAIN_DRIFT = 0.05  # in sds, from one half of a run to the other: half of MEAN_GOOD

@@ -1,4 +1,4 @@
-"""Many short Markov chains from the draws of an approximation: does its target leave them where they are?
+"""Many short Markov chains from the draws of an approximation, which move it where it is wrong.
 
 TADDAA (Wang, Kasprzak & Huggins 2023, "A targeted accuracy diagnostic for variational approximations", AISTATS): where
 the draws are right, Markov chains that leave the posterior invariant do not move their distribution; where they are
