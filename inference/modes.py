@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from inference.density import Density
-from inference.errors import InputError
 from inference.fit import Fit
+from inference.restored_density import restored_density
 from inference.starts import climb_to_maximum, mode_at
 
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
@@ -18,6 +18,8 @@ MIN_SHARE = 0.01
 # A fit covers a mode if it has there at least this part of the draws that the mode's mass asks for: a tenth allows for
 # a rough mass, and is more than the stray draws of a Gaussian that belongs to another mode.
 COVERED = 0.1
+# Gradients of a search, one at a time: eight climbs of some hundred steps.
+TYPICAL_GRADIENTS = 1000
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,7 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
     InputError
         The model has no flat density, or the fit was loaded without its model.
     """
-    if "unconstrained" not in fit.state:
-        raise InputError("fit: the model has no flat log density (subsampled plates or integer sites) to search.")
-    with fit.restored() as sites:
-        density = Density(sites, hold_params=True)
+    with restored_density(fit, num_gradients=TYPICAL_GRADIENTS) as (density, _):
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
         home = climb_to_maximum(density, draws.mean(axis=0))[0]
         mode = mode_at(density, home)

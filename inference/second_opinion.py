@@ -1,7 +1,6 @@
 """Second opinion on a variational fit: short Markov chains from its draws, where importance weights do not suffice."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from inference.diagnostics import Moments, Weights, moments, tail_index, weighte
 from inference.errors import InputError
 from inference.fit import Fit
 from inference.quantities import Quantities, quantities
+from inference.restored_density import restored_density
 from inference.short_chains import (
     NUM_ADAPT,
     NUM_CHAINS,
@@ -107,11 +107,8 @@ def ask_chains(fit: Fit, found: Quantities, *, weights: Weights | None = None, r
     InputError
         The fit has no flat density, was loaded without its model, or has too few draws.
     """
-    if "unconstrained" not in fit.state:
-        raise InputError("fit: the model has no flat log density to run Markov chains on.")
-    draws = fit.state["unconstrained"]
-    draws = draws.reshape(-1, draws.shape[-1])
-    with _density(fit) as (density, sites):
+    with restored_density(fit, num_gradients=TYPICAL_GRADIENTS) as (density, sites):
+        draws = fit.state["unconstrained"].reshape(-1, density.dim)
         chosen = _chosen(draws, weights if resampled else None)
         chains = short_chains(density.grad, draws[chosen], by=whitening(draws), seed=fit.seed)
 
@@ -145,14 +142,6 @@ def judge_opinion(opinion: Opinion, weights: Weights | None, numbers: str) -> Ve
 def _upper(size: np.ndarray, se: np.ndarray) -> float:
     upper = np.abs(size) + limits.Z * se
     return float(np.nanmax(upper)) if np.isfinite(upper).any() else float("nan")
-
-
-@contextmanager
-def _density(fit: Fit) -> Iterator[tuple[Density, Sites]]:
-    with fit.restored() as sites:
-        density = Density(sites, hold_params=True)
-        density.compile(TYPICAL_GRADIENTS)
-        yield density, sites
 
 
 def _chosen(draws: np.ndarray, weights: Weights | None) -> np.ndarray:
