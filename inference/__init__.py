@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from inference.autovi import AutoVI
 from inference.compare import Comparison, compare
 from inference.errors import InputError
+from inference.evidence import Evidence, log_evidence
 from inference.fit import Engine, Fit, Problem, Run, Status, fit
 from inference.given import from_draws
 from inference.isolation import isolated
@@ -21,6 +22,7 @@ __all__ = [
     "AutoVI",
     "Comparison",
     "Engine",
+    "Evidence",
     "Fit",
     "InputError",
     "Laplace",
@@ -34,4 +36,5 @@ __all__ = [
     "from_draws",
     "isolated",
     "load_fit",
+    "log_evidence",
 ]

@@ -230,7 +230,8 @@ def _trust_reason(labels: tuple[str, ...], errors: Errors, against: Reference) -
     if not np.isnan(errors.mean).all():
         parts.insert(0, f"means are within {np.nanmax(np.abs(errors.mean) + limits.Z * errors.mean_se):.2f} sd")
     heavy = f" ({errors.heavy.sum()} with heavy tails judged by quantiles)" if errors.heavy.any() else ""
-    return f"All {len(labels)} quantities{heavy} agree with {against.name}: {', '.join(parts)}, Monte Carlo error included."
+    found = f"{', '.join(parts)}, Monte Carlo error included."
+    return f"All {len(labels)} quantities{heavy} agree with {against.name}: {found}"
 
 
 def _precision(labels: tuple[str, ...], errors: Errors, states: np.ndarray, against: Reference) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Second opinion on a variational fit: short Markov chains from its draws, where importance weights do not suffice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -188,7 +188,7 @@ def _opinion(
             errors_between(weighted_moments(ours.pooled, weights.weights), reference, tail_index=tails), seen
         )
     raw = _grown(errors_between(_raw_moments(fit, ours), reference, tail_index=tails), seen)
-    return Opinion(ours.labels, raw, weighted, moved, _unreliable(ours.labels, moved))
+    return Opinion(ours.labels, raw, weighted, moved, why_unreliable(ours.labels, moved))
 
 
 def _raw_moments(fit: Fit, found: Quantities) -> Moments:
@@ -214,7 +214,7 @@ def _grown(errors: Errors, seen: np.ndarray) -> Errors:
     )
 
 
-def _unreliable(labels: tuple[str, ...], moved: Mobility) -> str:
+def why_unreliable(labels: Sequence[str], moved: Mobility) -> str:
     """Say what is wrong with the chains; empty if nothing is."""
     memory = moved.memory + limits.Z * moved.memory_se
     drift = np.abs(moved.drift) - limits.Z_UNRELIABLE * moved.drift_se

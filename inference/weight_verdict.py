@@ -23,6 +23,7 @@ from inference.diagnostics import (
     smooth_weights,
 )
 from inference.errors import InputError
+from inference.evidence import kl_gap
 from inference.fit import Fit
 from inference.quantities import Quantities
 from inference.second_opinion import Opinion, ask_chains, judge_opinion
@@ -123,6 +124,8 @@ def _by_weights(found: Quantities, weighed: Weighed, log_weight: np.ndarray) -> 
     centre = weighed.weights.weights @ found.pooled
     khats = functional_khat(found.pooled, log_weight, centre=centre)
     checks = _numbers(weighed) | {"functional_khat": float(khats.max())}
+    if weighed.weights.khat < 1.0:  # from 1 on the mean of the weights is infinite, for all that can be known
+        checks["kl_gap"], checks["kl_gap_se"] = kl_gap(log_weight, weighed.weights)
     kind, reason, next_step = _from_weights(weighed, found)
     return Verdict(kind, reason, _worst(found, weighed), next_step, checks)
 
