@@ -1,7 +1,7 @@
 """Second opinion on a variational fit: short Markov chains from its draws, where importance weights do not suffice."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -87,6 +87,11 @@ class Opinion:
         mean, log_sd = np.nan_to_num(low[0], nan=-1.0), np.nan_to_num(low[1], nan=-1.0)
         return bool(mean.max() > limits.MEANS_ONLY_TOLERANCE or log_sd.max() > limits.LOG_SD_TOLERANCE)
 
+    @property
+    def clear(self) -> bool:
+        """Whether longer chains would say nothing new."""
+        return not self.unreliable and bool((self.raw.states() == GOOD).all() or self.convicts)
+
 
 def ask_chains(fit: Fit, found: Quantities, *, weights: Weights | None = None, resampled: bool = False) -> Opinion:
     """Run short chains from a fit's draws and compare their ends with its moments.
@@ -112,16 +117,68 @@ def ask_chains(fit: Fit, found: Quantities, *, weights: Weights | None = None, r
         chosen = _chosen(draws, weights if resampled else None)
         chains = short_chains(density.grad, draws[chosen], by=whitening(draws), seed=fit.seed)
 
-        def values(points: np.ndarray) -> Quantities:
-            return _quantities_at(fit, density, sites, points)
+        def look(chains: ShortChains) -> Opinion:
+            ends = _quantities_at(fit, density, sites, chains.points)
+            place = {label: i for i, label in enumerate(ends.labels)}
+            ours = found.select(np.array([label in place for label in found.labels]))
+            values = ends.draws[:, :, [place[label] for label in ours.labels]]
+            if not ours.labels or not np.isfinite(values).all():
+                raise InputError("fit: the Markov chains from its draws end where its quantities are not finite.")
+            weighted = None if weights is None else weighted_moments(ours.pooled, weights.weights)
+            return opine(
+                ours.labels,
+                ours.pooled[chosen],
+                values,
+                chains.acceptance,
+                raw=_raw_moments(fit, ours),
+                weighted=weighted,
+            )
 
-        opinion = _opinion(fit, found, values, chains, chosen, weights)
-        for i in range(MAX_EXTENSIONS):
-            if _clear(opinion):
-                break
-            chains = chains.extend(NUM_TRANSITIONS * 2 ** (i + 1))
-            opinion = _opinion(fit, found, values, chains, chosen, weights)
+        return until_clear(chains, look)
+
+
+def until_clear(chains: ShortChains, look: Callable[[ShortChains], Opinion]) -> Opinion:
+    """Run chains on, twice as long each time, until what they say is clear."""
+    opinion = look(chains)
+    for i in range(MAX_EXTENSIONS):
+        if opinion.clear:
+            break
+        chains = chains.extend(NUM_TRANSITIONS * 2 ** (i + 1))
+        opinion = look(chains)
     return opinion
+
+
+def opine(
+    labels: Sequence[str],
+    starts: np.ndarray,
+    ends: np.ndarray,
+    acceptance: np.ndarray,
+    *,
+    raw: Moments,
+    weighted: Moments | None = None,
+) -> Opinion:
+    """Compare moments with the ends of short chains.
+
+    Parameters
+    ----------
+    labels
+        Names of the quantities.
+    starts, ends
+        The quantities at the starts, (M, Q), and along the chains, (M, T, Q).
+    acceptance
+        (M, T).
+    raw, weighted
+        Moments of the draws and, where weights are usable, of the weighted draws.
+    """
+    moved = mobility(starts, ends, acceptance)
+    # Of an error in the draws, the share that chains remember is still in their averages: e' = (1 - memory) e.
+    seen = 1.0 - np.clip(moved.memory, 0.0, limits.CHAIN_MEMORY)
+    reference, tails = chain_moments(ends), tail_index(ends)
+    errors = [
+        None if given is None else _in_full(errors_between(given, reference, tail_index=tails), seen)
+        for given in (raw, weighted)
+    ]
+    return Opinion(tuple(labels), *errors, moved, why_unreliable(labels, moved))
 
 
 def judge_opinion(opinion: Opinion, weights: Weights | None, numbers: str) -> Verdict:
@@ -164,33 +221,6 @@ def _quantities_at(fit: Fit, density: Density, sites: Sites, points: np.ndarray)
     return quantities(replace(fit, draws=draws))
 
 
-def _opinion(
-    fit: Fit,
-    found: Quantities,
-    values: Callable[[np.ndarray], Quantities],
-    chains: ShortChains,
-    chosen: np.ndarray,
-    weights: Weights | None,
-) -> Opinion:
-    at_ends = values(chains.points)
-    place = {label: i for i, label in enumerate(at_ends.labels)}
-    ours = found.select(np.array([label in place for label in found.labels]))
-    ends = at_ends.draws[:, :, [place[label] for label in ours.labels]]
-    if not ours.labels or not np.isfinite(ends).all():
-        raise InputError("fit: the Markov chains from its draws end where its quantities are not finite.")
-    moved = mobility(ours.pooled[chosen], ends, chains.acceptance)
-    # Of an error in the draws, the share that chains remember is still in their averages: e' = (1 - memory) e.
-    seen = 1.0 - np.clip(moved.memory, 0.0, limits.CHAIN_MEMORY)
-    reference, tails = chain_moments(ends), tail_index(ends)
-    weighted = None
-    if weights is not None:
-        weighted = _grown(
-            errors_between(weighted_moments(ours.pooled, weights.weights), reference, tail_index=tails), seen
-        )
-    raw = _grown(errors_between(_raw_moments(fit, ours), reference, tail_index=tails), seen)
-    return Opinion(ours.labels, raw, weighted, moved, why_unreliable(ours.labels, moved))
-
-
 def _raw_moments(fit: Fit, found: Quantities) -> Moments:
     """Moments of the draws; where importance resampling made them, as uncertain as their effective number says."""
     raw = moments(found.draws, independent=True)
@@ -201,17 +231,10 @@ def _raw_moments(fit: Fit, found: Quantities) -> Moments:
     )
 
 
-def _grown(errors: Errors, seen: np.ndarray) -> Errors:
-    """Errors of which only a share is seen, (Q,), in full."""
-    return Errors(
-        errors.mean / seen,
-        errors.mean_se / seen,
-        errors.log_sd / seen,
-        errors.log_sd_se / seen,
-        errors.quantile / seen,
-        errors.quantile_se / seen,
-        errors.scale,
-    )
+def _in_full(errors: Errors, seen: np.ndarray) -> Errors:
+    """Scale up errors of which only a share is seen, (Q,)."""
+    scaled = {f.name: getattr(errors, f.name) / seen for f in fields(errors) if f.name != "scale"}
+    return replace(errors, **scaled)
 
 
 def why_unreliable(labels: Sequence[str], moved: Mobility) -> str:
@@ -233,11 +256,3 @@ def why_unreliable(labels: Sequence[str], moved: Mobility) -> str:
         at = int(drift.argmax())
         return f"{labels[at]} still drifts, by {moved.drift[at]:+.2f} sd within a run"
     return ""
-
-
-def _clear(opinion: Opinion) -> bool:
-    """Whether longer chains would say nothing new."""
-    if opinion.unreliable:
-        return False
-    states = opinion.raw.states()
-    return bool((states == GOOD).all() or opinion.convicts)

@@ -85,6 +85,23 @@ def test_chains(name):
     assert verdict.trusted is (kind is TRUST)
 
 
+def test_divergences_are_located_where_they_gather_and_only_there():
+    x = normal(5, num_quantities=30)
+    gathered = chain_fit(sites(x))
+    gathered.stats["diverging"][:] = x[..., 12] < -2.0
+    verdict = check(gathered)
+    assert "mostly where theta[11] is small (around -2." in verdict.reason
+    assert verdict.checks["divergent_quantile"] < 0.02
+    assert verdict.checks["divergent_shift"] < -2.0
+    above = replace(gathered, stats={**gathered.stats, "diverging": x[..., 0] > 1.5})
+    assert "where mu is large" in check(above).reason
+    scattered = replace(
+        gathered, stats={**gathered.stats, "diverging": np.random.default_rng(0).random(size=(4, 1000)) < 0.02}
+    )
+    assert "draws diverged: " in check(scattered).reason
+    assert "divergent_quantile" not in check(scattered).checks
+
+
 def test_a_fault_among_many_sound_quantities_is_found_and_named_first():
     x = normal(3, num_quantities=40)
     x[1, :, 17] += 1.0
