@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from inference import limits
-from inference.agreement import GOOD
+from inference.agreement import BAD, GOOD
 from inference.diagnostics import (
     LARGEST_LOG_RANGE,
     Shift,
@@ -131,12 +131,10 @@ def _by_weights(found: Quantities, weighed: Weighed, log_weight: np.ndarray) -> 
 
 
 def _is_clear(verdict: Verdict, weighed: Weighed | None) -> bool:
-    """Whether the weights alone settle the matter."""
+    """Whether the weights alone settle the matter: raw draws that they hardly move, or too few draws for anything."""
     if weighed is None:
         return False
-    few = weighed.weights.weights.size < limits.MIN_DRAWS
-    reweighted = verdict.kind is VerdictKind.TRUST_REWEIGHTED and not weighed.raw_is_right
-    return few or reweighted or verdict.kind is VerdictKind.TRUST
+    return verdict.kind is VerdictKind.TRUST or weighed.weights.weights.size < limits.MIN_DRAWS
 
 
 def _with_second_opinion(
@@ -156,12 +154,24 @@ def _with_second_opinion(
     checks = verdict.checks | opinion.numbers
     if second.kind is VerdictKind.CANNOT_TELL and verdict.kind is not VerdictKind.CANNOT_TELL:
         return replace(verdict, checks=checks)
+    if verdict.kind is VerdictKind.TRUST_REWEIGHTED and not _overrules(second, opinion, weighed):
+        return replace(verdict, checks=checks)
     good = {label for label, state in zip(opinion.labels, opinion.raw.states(), strict=True) if state == GOOD}
     if weighed is not None and second.kind is not VerdictKind.TRUST_REWEIGHTED:
         contested = [found.labels[i] for i in np.flatnonzero(weighed.convicted) if found.labels[i] in good]
         if contested:  # poor weights rarely invent an error, and chains may have been too slow to show it
             return replace(verdict, checks=checks)
     return replace(second, checks=checks)
+
+
+def _overrules(second: Verdict, opinion: Opinion, weighed: Weighed) -> bool:
+    """Whether chains stand above reliable weights: if those found nothing wrong with the raw draws, or are wrong."""
+    if second.kind is VerdictKind.TRUST:
+        return weighed.raw_is_right
+    if second.kind is VerdictKind.TRUST_REWEIGHTED or opinion.weighted is None:
+        return True
+    # The tails of a posterior that is heavier than the guide escape even weights with a small k-hat.
+    return bool(opinion.weighted.severity.max() > 1.0 or (opinion.weighted.states() == BAD).any())
 
 
 def _verdict(kind: VerdictKind, reason: str, next_step: str) -> Verdict:

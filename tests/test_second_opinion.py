@@ -114,10 +114,21 @@ def asked(opinion):
 
 
 def test_chains_are_spared_where_weights_are_clear(exact):
-    for clear in (draws_of(exact), draws_of(exact, shift=np.where(np.arange(DIM) == 0, 0.3, 0))):
-        ask, calls = asked(None)
-        assert judge_weights(clear, quantities(clear), search=modes(), ask=ask).trusted
-        assert not calls
+    clear = draws_of(exact)
+    ask, calls = asked(None)
+    assert judge_weights(clear, quantities(clear), search=modes(), ask=ask).kind is VerdictKind.TRUST
+    assert not calls
+
+
+def test_weights_that_mend_the_draws_need_chains_that_do_not_contradict(exact):
+    off = draws_of(exact, sd=np.where(np.arange(DIM) == 0, 0.75, 1.0))
+    found, weights = quantities(off), smooth_weights(off.stats["log_weight"].ravel())
+    assert weights.khat < 0.6
+    assert judge_weights(off, found, search=modes()).kind is VerdictKind.TRUST_REWEIGHTED
+    uniform = replace(weights, weights=np.full(4000, 1 / 4000))  # as if weighting had not helped
+    ask, calls = asked(ask_chains(off, found, weights=uniform, resampled=True))
+    assert judge_weights(off, found, search=modes(), ask=ask).kind is VerdictKind.SOME_PARAMETERS
+    assert calls[0]["resampled"]
 
 
 def test_chains_that_cannot_tell_acquit_nobody_but_may_convict(exact):
