@@ -5,6 +5,8 @@ effective reference draws). `compare` with a Gaussian posterior: no exact copy c
 mean off by .2 sd trusted in at most 1 %, an sd off by a factor of 1.25 never. Student with 5 degrees: none wrong,
 2-19 % undecided ("draw more"), at most 2.5 % and .5 % trusted. With 3 degrees: .5 % wrong, 15-94 % undecided,
 at most 1.5 % trusted. `check` on Gaussians of dimension 2, 10, 50: every nearly exact fit trusted, no wrong one.
+Short chains on Gaussian and skewed posteriors of these dimensions (124 fits in all): every exact one trusted, a mean
+off by .2 sd trusted in 2, an sd off by a factor of 1.25 never.
 Lengths are in posterior standard deviations of the reference.
 """
 

@@ -127,7 +127,7 @@ def _by_weights(found: Quantities, weighed: Weighed, log_weight: np.ndarray) -> 
     if weighed.weights.khat < 1.0:  # from 1 on the mean of the weights is infinite, for all that can be known
         checks["kl_gap"], checks["kl_gap_se"] = kl_gap(log_weight, weighed.weights)
     kind, reason, next_step = _from_weights(weighed, found)
-    return Verdict(kind, reason, _worst(found, weighed), next_step, checks)
+    return Verdict(kind, reason, _worst(found, weighed, khats), next_step, checks)
 
 
 def _is_clear(verdict: Verdict, weighed: Weighed | None) -> bool:
@@ -149,6 +149,8 @@ def _with_second_opinion(
         return verdict
     because = "The importance weights do not suffice"
     if weighed is not None:
+        if usable and not weighed.raw_is_right:
+            because = "The importance weights move the draws"
         because += f" (k-hat is {weighed.weights.khat:.2f}, worth {weighed.weights.ess:.0f} draws)"
     second = judge_opinion(opinion, weights, because)
     checks = verdict.checks | opinion.numbers
@@ -224,7 +226,7 @@ def _numbers(weighed: Weighed) -> dict[str, float]:
     }
 
 
-def _worst(found: Quantities, weighed: Weighed) -> tuple[QuantityErrors, ...]:
+def _worst(found: Quantities, weighed: Weighed, khats: np.ndarray) -> tuple[QuantityErrors, ...]:
     shift = weighed.shift
     badness = np.maximum(np.abs(shift.mean) / limits.MEAN_GOOD, np.abs(shift.log_sd) / limits.LOG_SD_GOOD)
     return tuple(
@@ -235,6 +237,7 @@ def _worst(found: Quantities, weighed: Weighed) -> tuple[QuantityErrors, ...]:
                 "mean_error_se": float(shift.mean_se[i]),
                 "sd_ratio": float(np.exp(shift.log_sd[i])),
                 "log_sd_se": float(shift.log_sd_se[i]),
+                "khat": float(khats[i]),
             },
         )
         for i in np.argsort(-badness)[:NUM_WORST]

@@ -182,6 +182,15 @@ def test_an_understated_sd_is_mended_by_its_weights():
     assert verdict.worst[0].errors["sd_ratio"] == pytest.approx(0.7, abs=0.06)
 
 
+def test_the_worst_quantities_have_a_khat_of_their_own():
+    """That of w and h, which is no smaller than that of w alone up to its error; zero where weights are constant."""
+    for sd, low, high in ((0.7, 0.4, 0.9), (1.0, 0.0, 0.0)):
+        verdict = check(gaussian_vi(0, sd=np.array([1, 1, 1, sd, 1, 1])), search=modes())
+        khat = [row.errors["khat"] for row in verdict.worst]
+        assert low <= min(khat) <= max(khat) <= high
+        assert max(khat) <= verdict.checks["functional_khat"]
+
+
 def test_a_hopeless_fit_is_never_trusted():
     for sd, shift in ((0.5, 0.0), (1.0, 3.0), (0.3, 1.0)):
         verdict = check(gaussian_vi(0, sd=sd, shift=shift), search=never)
