@@ -18,7 +18,7 @@ from inference.short_chains import NUM_CHAINS, Whitening, mobility, short_chains
 LogDensity = Callable[[np.ndarray], np.ndarray]
 
 METHODS = ("bridge", "psis")
-# The bridge's fixed point halves its distance or better in each iteration.
+# The fixed point is approached linearly, the slower the less the posterior and the Gaussian overlap.
 MAX_ITERATIONS, CONVERGED = 1000, 1e-10
 # Of a variational fit: transitions before and after the chains count as draws of the posterior.
 BURN_IN, TRANSITIONS = 24, 16
@@ -160,7 +160,7 @@ def bridge(log_density: LogDensity, fitted: np.ndarray, points: np.ndarray, rng:
     log_z = _fixed_point(ratio, proposed, share)
     # f1 = p / (s1 p + s2 q) at the proposals, f2 = q / (s1 p + s2 q) at the draws; p normalised, up to a factor.
     f1 = 1.0 / (share + (1.0 - share) * np.exp(np.minimum(log_z - proposed, LARGEST_LOG_RANGE)))
-    f2 = 1.0 / (share * np.exp(shares - log_z) + 1.0 - share)
+    f2 = 1.0 / (share * np.exp(np.minimum(shares - log_z, LARGEST_LOG_RANGE)) + 1.0 - share)
     relative = f1.var() / f1.mean() ** 2 / f1.size + _variance_of_mean(f2) / f2.mean() ** 2
     return Evidence(log_z, float(np.sqrt(relative)), "bridge", ess)
 
