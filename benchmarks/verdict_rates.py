@@ -3,6 +3,7 @@
 For `compare`, by posterior, effective sample size of the reference and number of quantities: how often an exact copy is
 called wrong or left undecided, and how often a candidate with one wrong quantity is trusted. For `check`, by dimension:
 how often a nearly exact fit is not trusted, and how often one with a wrong quantity is trusted without re-weighting.
+For its second opinion, short chains from the draws: the same, on a Gaussian and on a skewed posterior.
 
 Usage: python -m benchmarks.verdict_rates [--num-replicates 50] [--seed 0]
 """
@@ -14,8 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from inference.agreement import errors_between, judge_agreement
-from inference.diagnostics import moments, tail_index
+from inference.diagnostics import Moments, moments, tail_index
 from inference.fit import Fit, Status
+from inference.second_opinion import Opinion, judge_opinion, opine, until_clear
+from inference.short_chains import NUM_CHAINS as NUM_STARTS
+from inference.short_chains import LogDensity, ShortChains, short_chains, whitening
 from inference.verdict import VerdictKind, check
 
 NUM_CHAINS, NUM_DRAWS = 4, 1000
@@ -92,6 +96,36 @@ def check_rates(*, dimension: int, num_replicates: int, seed: int) -> list[float
     return list(counts / num_replicates)
 
 
+def chain_rates(*, posterior: str, dimension: int, num_replicates: int, seed: int) -> list[float]:
+    """Shares of short chains: exact draws not trusted, then trusted although the first quantity has each error."""
+    rng = np.random.default_rng(seed)
+    labels = tuple(f"x[{i}]" for i in range(dimension))
+    counts = np.zeros(4)
+    for replicate in range(num_replicates):
+        for i in range(4):
+            x, log_density = _target(posterior, rng, dimension)
+            centre, sd = x.mean(axis=0), x.std(axis=0)
+            x[:, 0] += (0.0, 0.2 * sd[0], 0.0, 0.0)[i]
+            x[:, 0] = centre[0] + (x[:, 0] - centre[0]) * (1.0, 1.0, 1 / 1.25, 1.25)[i]
+            raw, starts = moments(x[None], independent=True), x[:: len(x) // NUM_STARTS][:NUM_STARTS]
+
+            def look(chains: ShortChains, raw: Moments = raw) -> Opinion:
+                return opine(labels, chains.starts, chains.points, chains.acceptance, raw=raw)
+
+            chains = short_chains(log_density, starts, by=whitening(x), seed=replicate)
+            trusted = judge_opinion(until_clear(chains, look), None, "").kind is VerdictKind.TRUST
+            counts[i] += not trusted if i == 0 else trusted
+    return list(counts / num_replicates)
+
+
+def _target(posterior: str, rng: np.random.Generator, dimension: int) -> tuple[np.ndarray, LogDensity]:
+    """Exact draws (4000, D) and the log density: independent Gaussians, or logs of gamma variables of shape 2."""
+    shape = NUM_CHAINS * NUM_DRAWS, dimension
+    if posterior == "Gaussian":
+        return rng.normal(size=shape), lambda x: (-0.5 * (x**2).sum(axis=1), -x)
+    return np.log(rng.gamma(2.0, size=shape)), lambda x: ((2.0 * x - np.exp(x)).sum(axis=1), 2.0 - np.exp(x))
+
+
 def _approximation(draws: np.ndarray, log_weight: np.ndarray) -> Fit:
     return Fit(
         draws={"x": draws},
@@ -125,6 +159,11 @@ def main() -> None:
     print("dimension      not trusted    mean +.2 sd   sd / 1.25   sd x 1.25")
     for dimension in (2, 10, 50):
         print(f"{dimension:9d}     {_cells(check_rates(dimension=dimension, **arguments))}", flush=True)
+    print("\nshort chains   exact draws:    trusted although one quantity has")
+    print("posterior  D   not trusted    mean +.2 sd   sd / 1.25   sd x 1.25")
+    for posterior, dimension in product(("Gaussian", "skewed"), (2, 10, 50)):
+        row = chain_rates(posterior=posterior, dimension=dimension, **arguments)
+        print(f"{posterior:9s} {dimension:2d}  {_cells(row)}", flush=True)
 
 
 def _cells(shares: list[float]) -> str:

@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from inference.autovi import AutoVI
 from inference.compare import Comparison, compare
 from inference.errors import InputError
+from inference.evidence import Evidence, log_evidence
 from inference.fit import Engine, Fit, Problem, Run, Status, fit
 from inference.forward_kl import train_guide
 from inference.given import from_draws
@@ -22,6 +23,7 @@ __all__ = [
     "AutoVI",
     "Comparison",
     "Engine",
+    "Evidence",
     "Fit",
     "InputError",
     "Laplace",
@@ -35,5 +37,6 @@ __all__ = [
     "from_draws",
     "isolated",
     "load_fit",
+    "log_evidence",
     "train_guide",
 ]

@@ -15,6 +15,25 @@ GOOD, UNCLEAR, BAD = "good", "unclear", "bad"
 
 
 @dataclass(frozen=True)
+class Reference:
+    """How sentences speak of what a candidate is compared with.
+
+    Attributes
+    ----------
+    name
+        As in "agree with the reference".
+    instead
+        What to use in place of the candidate.
+    more
+        How to have smaller Monte Carlo errors; takes ``factor``.
+    """
+
+    name: str = "the reference"
+    instead: str = "Use the reference's draws"
+    more: str = "Draw about {factor:.1f} times as many samples (num_samples), of the reference first."
+
+
+@dataclass(frozen=True)
 class Errors:
     """Errors of a candidate per quantity, in units of ``scale``; arrays (Q,), quantiles (3, Q).
 
@@ -116,6 +135,7 @@ def judge_agreement(
     *,
     weighted: Errors | None = None,
     weights: Weights | None = None,
+    against: Reference | None = None,
 ) -> Verdict:
     """Verdict of a candidate against a healthy reference (notes/vi-algorithms.md, section 18).
 
@@ -127,24 +147,31 @@ def judge_agreement(
         Of the candidate's raw draws.
     weighted, weights
         Errors of its importance-weighted moments, and the weights, where it has any.
+    against
+        What the reference is called.
     """
+    against = against or Reference()
     states, severity = errors.states(), errors.severity
     order = np.argsort(-severity)
     checks = _numbers(errors, states, weights)
     worst = tuple(_row(labels, errors, i) for i in order[:NUM_WORST])
     bad, good = states == BAD, states == GOOD
     if good.all():
-        kind, reason, next_step = VerdictKind.TRUST, _trust_reason(labels, errors), "Use the draws as they are."
+        kind, reason, next_step = (
+            VerdictKind.TRUST,
+            _trust_reason(labels, errors, against),
+            "Use the draws as they are.",
+        )
     elif not bad.any():
-        kind, (reason, next_step) = VerdictKind.CANNOT_TELL, _precision(labels, errors, states)
+        kind, (reason, next_step) = VerdictKind.CANNOT_TELL, _precision(labels, errors, states, against)
     elif weighted is not None and weights is not None and _weights_hold(weighted, weights):
         kind, next_step = VerdictKind.TRUST_REWEIGHTED, USE_WEIGHTS
         reason = (
             f"Raw draws disagree ({describe(labels, errors, order[0])}), but re-weighted all {len(labels)} quantities "
-            f"agree with the reference; k-hat is {weights.khat:.2f}, worth {weights.ess:.0f} draws."
+            f"agree with {against.name}; k-hat is {weights.khat:.2f}, worth {weights.ess:.0f} draws."
         )
     else:
-        kind, reason, next_step = _partial(labels, errors, states, order)
+        kind, reason, next_step = _partial(labels, errors, states, order, against)
         if weighted is not None and weights is not None and _weights_usable(weights) and BAD not in weighted.states():
             # Not enough for TRUST_REWEIGHTED, but the cheapest way on.
             next_step = f"Draw more and re-weight: re-weighted, no quantity disagrees for certain. {next_step}"
@@ -160,20 +187,20 @@ def _weights_hold(weighted: Errors, weights: Weights) -> bool:
 
 
 def _partial(
-    labels: tuple[str, ...], errors: Errors, states: np.ndarray, order: np.ndarray
+    labels: tuple[str, ...], errors: Errors, states: np.ndarray, order: np.ndarray, against: Reference
 ) -> tuple[VerdictKind, str, str]:
     """Say what can still be used where something is wrong."""
     bad, good = states == BAD, states == GOOD
     means = errors.means_hold()
-    some = f"{bad.sum()} of {len(labels)} quantities disagree with the reference"
+    some = f"{bad.sum()} of {len(labels)} quantities disagree with {against.name}"
     listed = "; ".join(describe(labels, errors, i) for i in order if bad[i])
-    richer = "Use the reference's draws; or try a richer guide, or parameters in which the posterior is rounder."
+    richer = f"{against.instead}; or try a richer guide, or parameters in which the posterior is rounder."
     # Enough quantities are right to be worth naming: at least as many as are not.
     if good.sum() >= len(labels) / 2:
         names = ", ".join(labels[i] for i in order if bad[i])
         unclear = ", ".join(labels[i] for i in order if not good[i] and not bad[i])
         reason = (
-            f"{good.sum()} of {len(labels)} quantities agree with the reference; not these: {_shorten(names)}. "
+            f"{good.sum()} of {len(labels)} quantities agree with {against.name}; not these: {_shorten(names)}. "
             f"Worst is {describe(labels, errors, order[0])}."
             + (f" Unclear within Monte Carlo error: {_shorten(unclear)}." if unclear else "")
         )
@@ -194,7 +221,7 @@ def _spread(errors: Errors, bad: np.ndarray) -> str:
     return f"their sds are {word}, ratio {middle:.2f} in the median ({ratio.min():.2f} to {ratio.max():.2f})"
 
 
-def _trust_reason(labels: tuple[str, ...], errors: Errors) -> str:
+def _trust_reason(labels: tuple[str, ...], errors: Errors, against: Reference) -> str:
     quantile = (np.abs(errors.quantile) + limits.Z * errors.quantile_se).max()
     parts = [f"ends and middles of intervals are within {quantile:.2f} sd"]
     if not errors.heavy.all():
@@ -203,12 +230,11 @@ def _trust_reason(labels: tuple[str, ...], errors: Errors) -> str:
     if not np.isnan(errors.mean).all():
         parts.insert(0, f"means are within {np.nanmax(np.abs(errors.mean) + limits.Z * errors.mean_se):.2f} sd")
     heavy = f" ({errors.heavy.sum()} with heavy tails judged by quantiles)" if errors.heavy.any() else ""
-    return (
-        f"All {len(labels)} quantities{heavy} agree with the reference: {', '.join(parts)}, Monte Carlo error included."
-    )
+    found = f"{', '.join(parts)}, Monte Carlo error included."
+    return f"All {len(labels)} quantities{heavy} agree with {against.name}: {found}"
 
 
-def _precision(labels: tuple[str, ...], errors: Errors, states: np.ndarray) -> tuple[str, str]:
+def _precision(labels: tuple[str, ...], errors: Errors, states: np.ndarray, against: Reference) -> tuple[str, str]:
     """Nothing is known to be wrong, but the draws are too few: say for which quantity, and how many more."""
     upper = np.nan_to_num((np.abs(errors.size) + limits.Z * errors.se) / errors.tolerance)
     criterion, at = np.unravel_index(int(upper.argmax()), upper.shape)
@@ -220,7 +246,7 @@ def _precision(labels: tuple[str, ...], errors: Errors, states: np.ndarray) -> t
     )
     # With a standard error of a fifth of the tolerance a fit without error passes nearly always: 5 - Z = 2.95 se.
     factor = max(1.5, (5.0 * se / errors.tolerance[criterion, at]) ** 2)
-    return reason, f"Draw about {factor:.1f} times as many samples (num_samples), of the reference first."
+    return reason, against.more.format(factor=factor)
 
 
 def _row(labels: tuple[str, ...], errors: Errors, i: int) -> QuantityErrors:

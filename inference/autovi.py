@@ -123,7 +123,7 @@ class AutoVI:
         begin = time.perf_counter()
         shape = (self.num_chains, self.num_samples)
         latents = density.constrain(answer.points)
-        seen = seen_from(density, answer.points, ladder.climbed) if ladder.climbed.modes else None
+        seen = seen_from(density, answer.points, ladder.climbed) if ladder.full_rank else None
         sampling = time.perf_counter() - begin
         first = answer.gaussian
         return Run(
@@ -132,7 +132,7 @@ class AutoVI:
             history={"loss": np.array(ladder.losses), "gradient_norm": np.array(ladder.gradient_norms)},
             status=_status(ladder, answer),
             seconds={"setup": setup, "compile": compilation, "optimisation": optimisation, "sampling": sampling},
-            notes=_notes(density, ladder.full_rank),
+            notes=_notes(density, full_rank=ladder.full_rank),
             state={
                 "unconstrained": answer.points.reshape(*shape, density.dim),
                 "labels": density.labels,
@@ -175,7 +175,7 @@ class AutoVI:
                 best = name, found, fitted
         name, found, fitted = best
         found = ladder.enough(found, fitted)
-        if found.khat < limits.KHAT_LIMIT and found.ess >= limits.IS_ESS:
+        if found.khat < khat_limit(len(found.points)) and found.ess >= limits.IS_ESS:
             return _resampled(ladder, name, found, gaussians[0].q)
         return self._hand_over(ladder, problem, found, gaussians[0].q)
 
@@ -277,7 +277,7 @@ def _status(ladder: Ladder, answer: _Answer) -> Status:
     return Status("converged", f"Stationary, and the draws are not over-fitted ({way}).")
 
 
-def _notes(density: Density, full_rank: bool) -> tuple[str, ...]:
+def _notes(density: Density, *, full_rank: bool) -> tuple[str, ...]:
     notes = [density.reason] if density.reason else []
     if not full_rank:
         notes.append(

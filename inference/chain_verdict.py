@@ -7,6 +7,7 @@ import numpy as np
 
 from inference import limits
 from inference.diagnostics import Mixing, energy_bfmi, has_spread
+from inference.divergences import Location, locate
 from inference.fit import Fit
 from inference.quantities import Quantities
 from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
@@ -35,7 +36,10 @@ def judge_chains(fit: Fit, found: Quantities) -> Verdict:
     found = found.select(moving)
     mixing = found.mixing
     checks = _numbers(fit, mixing)
-    complaints = [*_about_run(fit, found), *_about_mixing(found, mixing), *_about_trajectories(fit, checks)]
+    place = locate(found, fit.stats["diverging"]) if checks.get("num_divergent") else None
+    if place:
+        checks |= {"divergent_quantile": place.quantile, "divergent_shift": place.shift}
+    complaints = [*_about_run(fit, found), *_about_mixing(found, mixing), *_about_trajectories(fit, checks, place)]
     complaints.sort(key=lambda c: -c.severity)
     remarks = tuple(f"{c.text} {c.remedy}" for c in complaints if c.severity == 0)
     if found.identified:
@@ -126,13 +130,14 @@ def _about_mixing(found: Quantities, mixing: Mixing) -> Iterator[Complaint]:
             )
 
 
-def _about_trajectories(fit: Fit, checks: dict[str, float]) -> Iterator[Complaint]:
+def _about_trajectories(fit: Fit, checks: dict[str, float], place: Location | None) -> Iterator[Complaint]:
     share = checks.get("divergent_share", 0.0)
     if share > 0:
+        where = f", {place}" if place else ""
         severity = (share > limits.DIVERGENT_SHARE) + (share > limits.DIVERGENT_SHARE_BROKEN)
         yield Complaint(
             severity,
-            f"{checks['num_divergent']:.0f} of {np.size(fit.stats['diverging'])} draws diverged: "
+            f"{checks['num_divergent']:.0f} of {np.size(fit.stats['diverging'])} draws diverged{where}: "
             + ("part of the posterior may be out of the sampler's reach." if severity else "few enough not to matter."),
             "Raise target_accept (0.95, 0.99), or use a non-centred parameterisation for hierarchical scales.",
         )

@@ -94,7 +94,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     fit = _run(request, engine, arguments)
     tree = _tree(fit, request)
     # R-hat and effective sizes are for chains; independent draws have none.
-    table = summary(tree, kind="all" if fit.engine.method == "mcmc" else "stats", round_to="none")
+    table = summary(tree, kind="all" if fit.method == "mcmc" else "stats", round_to="none")
     paths = [write_fit(name, fit, arguments.out), write_draws(name, tree, arguments.out)] if arguments.out else []
     if arguments.json:
         rows = json.loads(table.to_json(orient="index"))

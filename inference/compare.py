@@ -228,13 +228,13 @@ def _final(
             f"Joint statements are another matter: the correlation of {pair.first} and {pair.second} is "
             f"{pair.candidate:+.2f} here and {pair.reference:+.2f} in the reference."
         )
-    if fit.engine.method != "mcmc" and not fit.status.ok:
+    if fit.method != "mcmc" and not fit.status.ok:
         remarks.append(f"The optimisation is not settled: {fit.status.message}")
     if reference_verdict.kind is not VerdictKind.TRUST:
         reason = f"The reference cannot be relied upon, nor can the errors shown. {reference_verdict.reason}"
         next_step = f"Mend the reference first: {reference_verdict.next_step}"
         return Verdict(VerdictKind.CANNOT_TELL, reason, verdict.worst, next_step, verdict.checks, tuple(remarks))
-    if fit.engine.method == "mcmc":
+    if fit.method == "mcmc":
         own = check_quantities(fit, found)
         if own.kind is not VerdictKind.TRUST:
             return Verdict(own.kind, own.reason, verdict.worst, own.next_step, verdict.checks | own.checks, own.remarks)
@@ -306,7 +306,7 @@ def _costs(fits: dict[str, Fit], found: dict[str, Quantities], reference: str) -
         row: dict[str, Any] = {"seconds": total[name]}
         row["speed_up"] = total[reference] / total[name] if total[name] and total[reference] else float("nan")
         row["num_gradients"] = int(fit.num_gradients)
-        mcmc = fit.engine.method == "mcmc" and not found[name].not_finite()
+        mcmc = fit.method == "mcmc" and not found[name].not_finite()
         row["min_ess"] = float(_effective_draws(fit, found[name]).min()) if mcmc else float("nan")
         row["gradients_per_effective_draw"] = row["num_gradients"] / row["min_ess"]
         rows[name] = row | {f"seconds_{part}": float(value) for part, value in fit.seconds.items()}

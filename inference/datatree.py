@@ -277,7 +277,7 @@ def _attributes(fit: Fit) -> dict[str, Any]:
         "inference_library": "ppl-verdict",
         "inference_library_version": __version__,
         "pyro_version": version("pyro-ppl"),
-        "method": fit.engine.method,
+        "method": fit.method,
         "engine": repr(fit.engine),
         "backend": fit.state["backend"],
         "seed": fit.seed,

@@ -145,7 +145,7 @@ class Fit:
     state
         Private to the engine; always ``num_gradients``, ``backend`` and ``dims``, and ``unconstrained``
         (chain, draw, D) where the model has a flat density;
-        from `fit` also ``discrete``, the names of the discrete sites.
+        from `fit` also ``discrete``, the names of the discrete sites; ``method`` where it is not the engine's.
     """
 
     draws: dict[str, np.ndarray] = field(repr=False)
@@ -171,9 +171,14 @@ class Fit:
         return next(iter(self.draws.values())).shape[1]
 
     @property
+    def method(self) -> str:
+        """``"vi"``, ``"mcmc"`` or ``"given"``: the engine's, or that of the one it handed over to."""
+        return self.state.get("method", self.engine.method)
+
+    @property
     def independent(self) -> bool:
         """Whether the draws are independent, unlike those of a Markov chain."""
-        return self.engine.method == "vi" or getattr(self.engine, "independent", False)
+        return self.method == "vi" or getattr(self.engine, "independent", False)
 
     @property
     def num_gradients(self) -> int:

@@ -191,7 +191,7 @@ class Ladder:
     def good(self, found: Proposals) -> bool:
         """Whether these weights, with as many again, reach the target."""
         enough = found.share * LEAST_PROPOSALS * self.num_draws >= self.target
-        return enough and limits.weights_suffice(found.khat, found.share)
+        return enough and found.khat < limits.KHAT_REWEIGHTED
 
     def enough(self, found: Proposals, fitted: Sequence[Fitted]) -> Proposals:
         """Propose until the effective sample size is reached, or the allowance ends."""

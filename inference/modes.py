@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from inference.density import Density
-from inference.errors import InputError
 from inference.fit import Fit
+from inference.restored_density import restored_density
 from inference.starts import Climbed, Mode, climb_to_maximum, dips, find_modes, mode_at
 
 # Other modes count when their Laplace mass is at least this share of the mass where the fit is.
@@ -16,7 +16,7 @@ MIN_SHARE = 0.01
 COVERED = 0.1
 # Draws of which the highest is taken for where the fit is.
 SOME_DRAWS = 500
-# Evaluations of a search, to estimate whether compiling pays.
+# Gradients of a search, one at a time: eight climbs of some hundred steps.
 TYPICAL_GRADIENTS = 1000
 
 
@@ -64,11 +64,7 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
     """
     if "mode_search" in fit.state:  # the engine has looked already, from starts of its own
         return ModeSearch(**fit.state["mode_search"])
-    if "unconstrained" not in fit.state:
-        raise InputError("fit: the model has no flat log density (subsampled plates or integer sites) to search.")
-    with fit.restored() as sites:
-        density = Density(sites, hold_params=True)
-        density.compile(TYPICAL_GRADIENTS)
+    with restored_density(fit, num_gradients=TYPICAL_GRADIENTS) as (density, _):
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
         points = density.starts(num_starts, generator=np.random.default_rng(seed))
         return seen_from(density, draws, find_modes(density, points))

@@ -64,7 +64,7 @@ def comparison_figures(comparison: "Comparison") -> dict[str, Figure]:
                 figures["pair"] = _pair(comparison, draws)
         if any(_has_loss(comparison, name) for name in comparison.fits):
             figures["loss"] = _loss(comparison)
-        if comparison.fits[comparison.reference].engine.method == "mcmc" and comparison.reference in draws:
+        if comparison.fits[comparison.reference].method == "mcmc" and comparison.reference in draws:
             figures |= _chains(comparison, draws[comparison.reference])
     return figures
 

@@ -105,7 +105,7 @@ def common_quantities(fits: Mapping[str, Fit], *, reference: str) -> dict[str, Q
     for name, other in found.items():
         ours, theirs = set(other.labels), set(wanted)
         missing = name_list(label for label in wanted if label not in ours)
-        more = [] if fits[reference].engine.method == "given" else other.labels
+        more = [] if fits[reference].method == "given" else other.labels
         extra = name_list(label for label in more if label not in theirs)
         if missing or extra:
             parts = [f"lacks {missing}" if missing else "", f"has {extra} besides" if extra else ""]

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from inference.chain_verdict import judge_chains, judge_given
-from inference.errors import InputError
 from inference.fit import Fit
+from inference.modes import search_modes
 from inference.quantities import Quantities, quantities
+from inference.resampled_verdict import judge_resampled
 from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
-from inference.weight_verdict import judge_weights
+from inference.weight_verdict import finish, judge_weights
 
 __all__ = ["QuantityErrors", "Verdict", "VerdictKind", "check"]
 
@@ -18,8 +19,9 @@ def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
 
     A Markov chain is judged by R-hat, effective sample sizes, divergences, energy and tree depth. A variational fit
     climbs a ladder: did the optimisation settle and do its starts agree, how far do importance weights move its
-    moments (PSIS k-hat, raw against weighted), and are there modes where it has no draws? It is never trusted on k-hat
-    alone, and where these checks do not suffice the answer is "cannot tell": compare with NUTS then.
+    moments (PSIS k-hat, raw against weighted), where the weights do not suffice how far do short Markov chains move its
+    draws (TADDAA), and are there modes where it has no draws? It is never trusted on k-hat alone, and where these
+    checks do not suffice the answer is "cannot tell": compare with NUTS then.
 
     Parameters
     ----------
@@ -53,16 +55,11 @@ def check_quantities(fit: Fit, found: Quantities, *, search: Callable[[Fit], Any
             next_step="Look for overflow in the model or a diverged optimisation, then fit again.",
             checks={"num_not_finite": float(sum(bad.values()))},
         )
-    if fit.engine.method == "mcmc":
-        return judge_chains(fit, found)
-    if fit.engine.method == "given":
+    if fit.method == "mcmc":
+        verdict = judge_chains(fit, found)
+        # Chains that start from a fit can only find what it has found, and their R-hat with them.
+        return finish(fit, found, verdict, search or search_modes) if "mode_search" in fit.state else verdict
+    if fit.method == "given":
         return judge_given(fit, found)
-    return judge_weights(fit, found, search=search or _search_modes)
-
-
-def _search_modes(fit: Fit) -> Any:
-    from inference.modes import search_modes  # only where it is needed: it prepares the model's density
-
-    if "unconstrained" not in fit.state:
-        raise InputError("the model has no flat log density to search.")
-    return search_modes(fit)
+    judge = judge_resampled if "importance" in fit.state and "log_weight" not in fit.stats else judge_weights
+    return judge(fit, found, search=search or search_modes)

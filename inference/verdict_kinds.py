@@ -39,6 +39,7 @@ COLUMN_NAMES = {
     "sd_ratio": "sd ratio",
     "log_sd_se": "+- (log)",
     "quantile_error": "quantile error (sd)",
+    "khat": "k-hat",
     "rhat": "R-hat",
     "ess_bulk": "bulk ESS",
     "ess_tail": "tail ESS",

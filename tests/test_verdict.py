@@ -85,6 +85,23 @@ def test_chains(name):
     assert verdict.trusted is (kind is TRUST)
 
 
+def test_divergences_are_located_where_they_gather_and_only_there():
+    x = normal(5, num_quantities=30)
+    gathered = chain_fit(sites(x))
+    gathered.stats["diverging"][:] = x[..., 12] < -2.0
+    verdict = check(gathered)
+    assert "mostly where theta[11] is small (around -2." in verdict.reason
+    assert verdict.checks["divergent_quantile"] < 0.02
+    assert verdict.checks["divergent_shift"] < -2.0
+    above = replace(gathered, stats={**gathered.stats, "diverging": x[..., 0] > 1.5})
+    assert "where mu is large" in check(above).reason
+    scattered = replace(
+        gathered, stats={**gathered.stats, "diverging": np.random.default_rng(0).random(size=(4, 1000)) < 0.02}
+    )
+    assert "draws diverged: " in check(scattered).reason
+    assert "divergent_quantile" not in check(scattered).checks
+
+
 def test_a_fault_among_many_sound_quantities_is_found_and_named_first():
     x = normal(3, num_quantities=40)
     x[1, :, 17] += 1.0
@@ -163,6 +180,15 @@ def test_an_understated_sd_is_mended_by_its_weights():
     verdict = check(gaussian_vi(0, sd=np.array([0.7, 1, 1, 1, 1, 1])), search=modes())
     assert verdict.kind is REWEIGHTED
     assert verdict.worst[0].errors["sd_ratio"] == pytest.approx(0.7, abs=0.06)
+
+
+def test_the_worst_quantities_have_a_khat_of_their_own():
+    """That of w and h, which is no smaller than that of w alone up to its error; zero where weights are constant."""
+    for sd, low, high in ((0.7, 0.4, 0.9), (1.0, 0.0, 0.0)):
+        verdict = check(gaussian_vi(0, sd=np.array([1, 1, 1, sd, 1, 1])), search=modes())
+        khat = [row.errors["khat"] for row in verdict.worst]
+        assert low <= min(khat) <= max(khat) <= high
+        assert max(khat) <= verdict.checks["functional_khat"]
 
 
 def test_a_hopeless_fit_is_never_trusted():
