@@ -56,7 +56,7 @@ def diabetes_by_sex() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Load body mass index, sex and disease progression of the 442 diabetes patients (Efron et al. 2004).
 
     The body mass index counts from 22 kg/m2, the middle of the range called healthy, in units of 5 kg/m2; its mean is
-    0.9, not 0. Sex is 0 or 1; the source does not say which is which. Progression is standardised. Each of shape (442,).
+    0.9, not 0. Sex is 0 or 1; the source does not say which is which. Progression is standardised. Shapes (442,).
     """
     from sklearn.datasets import load_diabetes
 

@@ -1,4 +1,4 @@
-"""The terrain-like demonstration: where intercepts and slopes are correlated, a mean field has half of the sds, and we say so.
+"""The terrain-like demonstration: correlated intercepts and slopes halve the sds of a mean field, and we say so.
 
 McElreath's regression of income on terrain ruggedness, inside and outside Africa, is the usual example; ours has the
 same story on data that come along.
