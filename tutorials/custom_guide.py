@@ -160,12 +160,12 @@ engine = SVI(guide=guide, num_steps=600, num_particles=4, lr=0.05, lr_schedule=c
 fits["by hand"] = fit(tumours, data, engine, seed=2)
 print(fits["by hand"].status.message)
 
-mean_grid, log_size_grid = np.meshgrid(np.linspace(0.06, 0.27, 150), np.linspace(0.7, 6, 300), indexing="ij")
+mean_grid, log_size_grid = np.meshgrid(np.linspace(0.06, 0.27, 100), np.linspace(0.7, 6, 200), indexing="ij")
 size_grid = np.exp(log_size_grid)
 log_joint = lognorm.logpdf(size_grid, 1.0, scale=np.exp(2.0)) + log_size_grid  # of mean and log size
 for group in table.itertuples():
     log_joint += betabinom.logpmf(group.tumours, group.rats, mean_grid * size_grid, (1 - mean_grid) * size_grid)
-cell = np.ptp(mean_grid) / 149 * np.ptp(log_size_grid) / 299
+cell = np.ptp(mean_grid) / 99 * np.ptp(log_size_grid) / 199
 log_evidence = logsumexp(log_joint) + np.log(cell)
 weight = np.exp(log_joint - logsumexp(log_joint))
 exact = {}

@@ -251,8 +251,8 @@ print(check(mean_field))
 # %%
 SAME_OPTIMUM = {"trace", "trace_mean_field", "trace_enum", "trace_graph", "stl"}  # all of them estimate one ELBO
 LEFT_OUT = {
-    "energy": "no bound: it compares simulated with observed data, and asks for a guide of its own kind",
-    "mmd": "no bound: it compares draws of q with draws of the prior by a kernel, which one has to choose",
+    "energy": "no bound: q is to predict the data well, so that with much data it shrinks to a point",
+    "mmd": "no bound: another distance to the prior in place of the KL divergence, so its optimum is no posterior",
 }
 
 rows = {}
@@ -274,9 +274,11 @@ for name in ELBOS:
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
 draw_ellipse(left, covariance, color=GREY, linewidth=3, label="posterior")
 others = [name for name in rows if name not in SAME_OPTIMUM]
-for name, colour in zip(["trace", *others], [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9"], strict=False):
-    label = "the ELBO, however estimated" if name == "trace" else name
-    draw_ellipse(left, np.diag((rows[name][0] * sd) ** 2), color=colour, label=label)
+draw_ellipse(left, np.diag((rows["trace"][0] * sd) ** 2), color=BLUE, label="the ELBO, however estimated")
+for i, name in enumerate(others):
+    colour = [ORANGE, GREEN, "#CC79A7", "black", "#56B4E9"][i % 5]
+    style = ["-", "--", "-.", ":"][i % 4]  # so that two that agree are seen both
+    draw_ellipse(left, np.diag((rows[name][0] * sd) ** 2), color=colour, linestyle=style, label=name)
 left.set(xlabel="K (100 km/s)", ylabel="H (100 km/s per Mpc)", title="90 % of what each objective chooses")
 place = np.arange(len(rows))
 for i, (site, marker, colour) in enumerate((("K", "o", BLUE), ("H", "s", ORANGE))):

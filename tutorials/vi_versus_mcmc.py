@@ -119,8 +119,8 @@ print(funnel.verdicts["gaussian"])
 
 # %% [markdown]
 # All means and covariances are there, 65 numbers, and it will not do: a funnel is wide in one place and narrow in
-# another, a Gaussian is the same everywhere. To stay inside, it keeps to a slice of `tau` (see the figure in section 4).
-# `check`, without the reference:
+# another, a Gaussian is the same everywhere. To stay inside, it keeps to a slice of `tau` (see the last figure in
+# section 4). `check`, without the reference:
 
 # %%
 gaussian_alone = check(gaussian)
