@@ -7,7 +7,12 @@ from ppl_models.conjugate import BAYESIAN_LINEAR_REGRESSION, BETA_BINOMIAL, NORM
 from ppl_models.hierarchical import EIGHT_SCHOOLS, EIGHT_SCHOOLS_CENTERED
 from ppl_models.mixture import GAUSSIAN_MIXTURE, GAUSSIAN_MIXTURE_EXCHANGEABLE
 from ppl_models.model import Exact, Model, Simulation
-from ppl_models.regression import LINEAR_REGRESSION, LOGISTIC_REGRESSION, POISSON_REGRESSION
+from ppl_models.regression import (
+    INTERACTION_REGRESSION,
+    LINEAR_REGRESSION,
+    LOGISTIC_REGRESSION,
+    POISSON_REGRESSION,
+)
 
 __all__ = ["MODELS", "Exact", "Model", "Simulation"]
 
@@ -20,6 +25,7 @@ MODELS: dict[str, Model] = {
         EIGHT_SCHOOLS,
         EIGHT_SCHOOLS_CENTERED,
         LINEAR_REGRESSION,
+        INTERACTION_REGRESSION,
         LOGISTIC_REGRESSION,
         POISSON_REGRESSION,
         GAUSSIAN_MIXTURE,

@@ -52,6 +52,20 @@ def diabetes() -> Table:
     return _table(bunch.data, standardise(bunch.target), names)
 
 
+def diabetes_by_sex() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Load body mass index, sex and disease progression of the 442 diabetes patients (Efron et al. 2004).
+
+    The body mass index counts from 22 kg/m2, the middle of the range called healthy, in units of 5 kg/m2; its mean is
+    0.9, not 0. Sex is 0 or 1; the source does not say which is which. Progression is standardised. Shapes (442,).
+    """
+    from sklearn.datasets import load_diabetes
+
+    bunch = load_diabetes(scaled=False)
+    column = {name: bunch.data[:, i] for i, name in enumerate(bunch.feature_names)}
+    columns = ((column["bmi"] - 22) / 5, column["sex"] - 1, standardise(bunch.target))
+    return tuple(torch.from_numpy(np.ascontiguousarray(values)) for values in columns)
+
+
 def breast_cancer() -> Table:
     """Load tumours (1 malignant, 0 benign) and the means of ten cell measurements, 569 patients (Street et al. 1993).
 

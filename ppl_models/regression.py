@@ -1,4 +1,4 @@
-"""Linear, logistic and Poisson regression on standardised covariates, with weakly informative priors."""
+"""Linear, logistic and Poisson regression with weakly informative priors; all but one on standardised covariates."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -63,6 +63,23 @@ def poisson_regression(
         return pyro.sample("y", dist.Poisson(log_rate.exp()), obs=y)
 
 
+def interaction_regression(*, x: torch.Tensor, group: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Predict a normal, standardised outcome by one covariate, with an intercept and a slope for each of two groups.
+
+    The story of terrain ruggedness in McElreath's "Statistical Rethinking" (chapter 8): ``x`` counts from a zero that
+    means something, not from its mean. So intercepts and slopes are correlated, and a guide with independent parameters
+    has far too small sds. ``x``, ``group`` (0 or 1) and ``y`` have shape (rows,).
+    """
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    group_effect = pyro.sample("group_effect", dist.Normal(0.0, 1.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    interaction = pyro.sample("interaction", dist.Normal(0.0, 1.0))
+    noise_sd = pyro.sample("noise_sd", dist.HalfNormal(1.0))
+    mean = intercept + group_effect * group + (slope + interaction * group) * x
+    with pyro.plate("data", len(x)):
+        return pyro.sample("y", dist.Normal(mean, noise_sd), obs=y)
+
+
 def _simulate(
     model: Callable[..., Any],
     seed: int,
@@ -75,6 +92,17 @@ def _simulate(
     with own_stream(seed):
         inputs = {"x": torch.randn(num_rows, num_covariates), "y": torch.zeros(num_rows)}
         return draw(model, inputs, truth=truth, **settings)
+
+
+def _simulate_interaction(seed: int, *, num_rows: int = 100, truth: Mapping[str, Any] | None = None) -> Simulation:
+    with own_stream(seed):
+        group = (torch.arange(num_rows) % 2).to(torch.get_default_dtype())
+        inputs = {"x": 1 + torch.randn(num_rows), "group": group, "y": torch.zeros(num_rows)}
+        return draw(interaction_regression, inputs, truth=truth)
+
+
+def _interaction_data() -> dict[str, Any]:
+    return dict(zip(("x", "group", "y"), datasets.diabetes_by_sex(), strict=True))
 
 
 def _data(load: Callable[[], datasets.Table]) -> dict[str, Any]:
@@ -106,4 +134,11 @@ LOGISTIC_REGRESSION = _regression(
 )
 POISSON_REGRESSION = _regression(
     poisson_regression, datasets.chin_ups, "Poisson regression (chin-ups of 20 men; more dispersed than Poisson)"
+)
+INTERACTION_REGRESSION = Model(
+    name="interaction_regression",
+    model=interaction_regression,
+    data=_interaction_data,
+    simulate=_simulate_interaction,
+    summary="two intercepts and two slopes, strongly correlated (diabetes by body mass index and sex, 442 patients)",
 )

@@ -23,6 +23,7 @@ SIZES = {
     "eight_schools": [{"num_schools": 3}, {"num_schools": 20}],
     "eight_schools_centered": [{"num_schools": 3}, {"num_schools": 20}],
     "linear_regression": [{"num_rows": 5, "num_covariates": 1}, {"num_rows": 60, "num_covariates": 8}],
+    "interaction_regression": [{"num_rows": 6}, {"num_rows": 60}],
     "logistic_regression": [{"num_rows": 5, "num_covariates": 1}, {"num_rows": 60, "num_covariates": 8}],
     "poisson_regression": [{"num_rows": 5, "num_covariates": 1}, {"num_rows": 60, "num_covariates": 8}],
     "gaussian_mixture": [{"num_rows": 7, "K": 1}, {"num_rows": 60, "K": 4}],
