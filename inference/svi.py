@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 
 from inference.density import Density
-from inference.elbo import make_elbo
+from inference.elbo import is_plain, make_elbo
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import gaussian_draws, laplace, mean_and_error, unused_gain
@@ -121,9 +121,9 @@ class SVI:
         density = _density(sites) if isinstance(guide, str) and not sites.params else None
         compilation = self._compile(density)
         guide = make_guide(guide, sites, density=density, seed=problem.seed)
-        discrete_in_guide = samples_discrete(check_guide(guide, sites), sites)
-        loss = make_elbo(self.elbo, sites, num_particles=self.num_particles, discrete_in_guide=discrete_in_guide)
-        model = sites.enumerated if sites.discrete and not discrete_in_guide else sites.function
+        trace = check_guide(guide, sites)
+        loss = make_elbo(self.elbo, sites, trace, num_particles=self.num_particles)
+        model = sites.enumerated if sites.discrete and not samples_discrete(trace, sites) else sites.function
         setup = time.perf_counter() - begin - compilation
         begin = time.perf_counter()
         steps, reason = choose_steps(
@@ -144,7 +144,7 @@ class SVI:
             draws=drawn.draws,
             stats=drawn.stats,
             history={"loss": np.array(loop.losses), "gradient_norm": np.array(loop.gradient_norms)},
-            status=self._confirmed(status, density, drawn),
+            status=self._confirmed(status, density, drawn) if is_plain(loss) else status,
             seconds={
                 "setup": setup,
                 "compile": compilation,

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference.density import VERIFY_POINTS, VERIFY_TOLERANCE
 from inference.graph import random_nodes, record
+from inference.objectives import StickingTheLanding
 from inference.random_operations import BATCHABLE_DRAWS, categorical
 
 # Verification moves every unconstrained parameter by this standard deviation, so that a value mistaken for a constant
@@ -33,7 +34,7 @@ VERIFY_RADIUS = 0.1
 MAX_NOISE_NUMBERS, MAX_NOISE_STEPS = 2**20, 4096
 
 # Estimators whose loss and gradient are means over particles, so that one particle is recorded and run repeatedly.
-_MEANS = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)
+_MEANS = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, StickingTheLanding)
 _aten = torch.ops.aten
 # Draws of reparameterised distributions that depend on parameters; they stay in the graph.
 _IN_GRAPH = {_aten._standard_gamma, _aten._sample_dirichlet}
