@@ -1,5 +1,6 @@
 """The objectives by name."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +32,12 @@ from inference.objectives import (
 )
 from inference.sites import Sites
 
-# These have the ELBO as their value: the optimum of a guide is where shifting and rescaling its draws gains nothing.
+# These have the ELBO as their value.
 _PLAIN = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, StickingTheLanding)
+_OTHER_BOUNDS = (WeightedObjective, RenyiELBO, TraceTMC_ELBO)
+# At the optimum of the ELBO shifting and rescaling the draws gains nothing: KL 0.5 is the distance of a mean that is off
+# by one standard deviation. The other bounds prefer wider guides, a few nats below it.
+_UNUSED_GAIN, _UNUSED_GAIN_OF_OTHERS = 0.5, 10.0
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,11 @@ def make_elbo(elbo: str | ELBO | None, sites: Sites, trace: poutine.Trace, *, nu
     return made
 
 
-def is_plain(elbo: ELBO) -> bool:
-    """Whether an objective's value is the ELBO."""
-    return isinstance(elbo, _PLAIN) and not isinstance(elbo, TraceTailAdaptive_ELBO)
+def max_unused_gain(elbo: ELBO) -> float:
+    """Nats of ELBO that shifting and rescaling the draws may gain at an optimum; infinity for what is no bound."""
+    if isinstance(elbo, _PLAIN):
+        return _UNUSED_GAIN
+    return _UNUSED_GAIN_OF_OTHERS if isinstance(elbo, _OTHER_BOUNDS) else math.inf
 
 
 def _check_particles(name: str, kind: Objective, num_particles: int) -> None:
@@ -160,7 +167,7 @@ def _require_pathwise(name: str, trace: poutine.Trace, sites: Sites) -> None:
 
 def _refuse_subsamples(name: str, trace: poutine.Trace, sites: Sites) -> None:
     """Refuse a subsampled plate that does not hold every site: noise inside a logarithm makes no bound."""
-    own = {site.name: set(site.plates) for group in (sites.latent, sites.observed, sites.discrete) for site in group.values()}
+    own = {name: set(site.plates) for name, site in (sites.latent | sites.observed | sites.discrete).items()}
     own |= {
         f"guide:{site}": {frame.name for frame in node["cond_indep_stack"]}
         for site, node in trace.nodes.items()

@@ -17,7 +17,7 @@ from pyro.infer.util import torch_item
 from inference.errors import InputError
 from inference.sites import Sites, is_deterministic, is_observation
 
-# Prior draws from which the widths of kernels are taken: the median of 200 * 199 / 2 distances is good to a few percent.
+# Prior draws from which the widths of kernels are taken: the median of so many distances is good to a few percent.
 _KERNEL_DRAWS = 200
 
 

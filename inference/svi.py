@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 
 from inference.density import Density
-from inference.elbo import is_plain, make_elbo
+from inference.elbo import make_elbo, max_unused_gain
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import gaussian_draws, laplace, mean_and_error, unused_gain
@@ -23,9 +23,8 @@ from inference.svi_backends import BACKENDS, choose_steps
 from inference.svi_loop import Loop, first_nonfinite
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-# A plateau of the loss is believed only if shifting and rescaling the draws, estimated from this many, would not gain
-# more nats than this: KL 0.5 is the distance of a mean that is off by one standard deviation.
-MAX_UNUSED_GAIN, GAIN_DRAWS = 0.5, 1000
+# A plateau of the loss is believed only if shifting and rescaling the draws, estimated from this many, would gain little.
+GAIN_DRAWS = 1000
 # Finding a start for a guide by name takes 150 gradients of the density for eight schools and 1000 for 90 groups;
 # weighing and checking the draws, in batches, takes as long as about 500.
 TYPICAL_GRADIENTS = 1000
@@ -144,7 +143,7 @@ class SVI:
             draws=drawn.draws,
             stats=drawn.stats,
             history={"loss": np.array(loop.losses), "gradient_norm": np.array(loop.gradient_norms)},
-            status=self._confirmed(status, density, drawn) if is_plain(loss) else status,
+            status=self._confirmed(status, density, drawn, max_unused_gain(loss)),
             seconds={
                 "setup": setup,
                 "compile": compilation,
@@ -170,14 +169,14 @@ class SVI:
     def _stepper(self) -> TorchStepper | PyroStepper:
         return make_stepper(self.optimizer, lr=self.lr, schedule=self.lr_schedule, clip_norm=self.clip_norm)
 
-    def _confirmed(self, status: Status, density: Density | None, drawn: "_Drawn") -> Status:
+    def _confirmed(self, status: Status, density: Density | None, drawn: "_Drawn", limit: float) -> Status:
         """Doubt a plateau of the loss from which the draws could be moved for a clear gain."""
         # Laplace does not maximise the ELBO.
         if not status.ok or self.guide == "laplace" or not np.isfinite(drawn.state.get("elbo", np.nan)):
             return status
         points = drawn.state["unconstrained"].reshape(-1, density.dim)[:GAIN_DRAWS]
         gain = unused_gain(points, density.grad(points)[1])
-        if gain <= MAX_UNUSED_GAIN:
+        if gain <= limit:
             return status
         return Status(
             "budget_spent",
