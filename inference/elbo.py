@@ -35,8 +35,8 @@ from inference.sites import Sites
 # These have the ELBO as their value.
 _PLAIN = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, StickingTheLanding)
 _OTHER_BOUNDS = (WeightedObjective, RenyiELBO, TraceTMC_ELBO)
-# At the optimum of the ELBO shifting and rescaling the draws gains nothing: KL 0.5 is the distance of a mean that is off
-# by one standard deviation. The other bounds prefer wider guides, a few nats below it.
+# At the optimum of the ELBO shifting and rescaling the draws gains nothing: KL 0.5 is the distance of a mean that is
+# off by one standard deviation. The other bounds prefer wider guides, a few nats below it.
 _UNUSED_GAIN, _UNUSED_GAIN_OF_OTHERS = 0.5, 10.0
 
 

@@ -268,12 +268,17 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
         begin = time.perf_counter()
         draws = _complete(sites, run.draws)
         completion = time.perf_counter() - begin
-        params = _copied(pyro.get_param_store().get_state())
+        params = copied_params()
     seconds = {**run.seconds, "setup": setup + run.seconds.get("setup", 0.0), "other_sites": completion}
     dims = {name: site.dims for group in sites.groups() for name, site in group.items()}
     state = {**run.state, "function": function, "dtype": dtype, "params": params, "dims": dims}
     state["discrete"] = [*sites.discrete, *sites.unenumerable]
     return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, run.notes, state)
+
+
+def copied_params() -> dict[str, Any]:
+    """Copy the state of the parameter store."""
+    return _copied(pyro.get_param_store().get_state())
 
 
 def _copied(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch.distributions import constraints
 from inference.gaussian import Gaussian
 
 # Flows of Agrawal, Sheldon & Domke (2020) and of the ranking in notes/vi-algorithms.md, section 15.
-SPLINE_COUPLINGS, SPLINE_BINS = 8, 8
+SPLINE_PAIRS, SPLINE_BINS = 2, 8
 AFFINE_COUPLINGS = 10
 AUTOREGRESSIVE_LAYERS = 3
 # Width of the two hidden layers of each conditioner, by dimension D.
@@ -85,16 +85,23 @@ class AutoFlow(AutoContinuous):
 
 
 def spline(dim: int) -> Any:
-    """Couplings by monotone rational-quadratic splines (Durkan et al. 2019)."""
+    """Pairs of couplings by monotone rational-quadratic splines (Durkan et al. 2019), each followed by an affine pair.
+
+    Splines map the box from -5 to 5 onto itself. Alone they cover 80 % of a banana whose tails lie outside of the box
+    that its best Gaussian gives; affine couplings carry draws out of it.
+    """
     zuko = _zuko()
-    return zuko.flows.coupling.NICE(
-        dim,
-        transforms=SPLINE_COUPLINGS,
-        randmask=dim > 2,
-        univariate=zuko.transforms.MonotonicRQSTransform,
-        shapes=[(SPLINE_BINS,), (SPLINE_BINS,), (SPLINE_BINS - 1,)],
-        **_conditioner(dim),
-    )
+    flow = zuko.flows.RealNVP(dim, transforms=4 * SPLINE_PAIRS, randmask=dim > 2, **_conditioner(dim))
+    for i in (4 * pair + half for pair in range(SPLINE_PAIRS) for half in (0, 1)):
+        mask = {} if dim == 1 else {"mask": flow.transform.transforms[i].mask}
+        flow.transform.transforms[i] = zuko.flows.coupling.GeneralCouplingTransform(
+            dim,
+            univariate=zuko.transforms.MonotonicRQSTransform,
+            shapes=[(SPLINE_BINS,), (SPLINE_BINS,), (SPLINE_BINS - 1,)],
+            **mask,
+            **_conditioner(dim),
+        )
+    return flow
 
 
 def realnvp(dim: int) -> Any:

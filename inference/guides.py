@@ -86,9 +86,7 @@ def _start(density: Density, seed: int, *, flow: bool) -> Gaussian:
     best = max(starts, key=lambda q: elbo(density.log_density, q, z)[0])
     if not flow:
         return best
-    fixed = base_draws(
-        _DRAWS_PER_DIM * density.dim, density.dim, full_rank=full_rank, random_radius=False, rng=rng
-    )
+    fixed = base_draws(_DRAWS_PER_DIM * density.dim, density.dim, full_rank=full_rank, random_radius=False, rng=rng)
     fitted = fit_gaussian(density.grad, best, fixed).gaussian
     return max(best, fitted, key=lambda q: elbo(density.log_density, q, z)[0])
 
