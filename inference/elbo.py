@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from pyro import poutine
@@ -62,34 +61,36 @@ class Objective:
     pathwise: bool = False
 
 
-def _pyro(kind: type[ELBO], sites: Sites, num_particles: int, enumerate_discrete: bool, **options: Any) -> ELBO:  # noqa: FBT001
-    return kind(num_particles=num_particles, max_plate_nesting=sites.max_plate_nesting, **options)
+Make = Callable[[Sites, int, bool], ELBO]
 
 
-def _weighted(kind: type[WeightedObjective], sites: Sites, num_particles: int, enumerate_discrete: bool) -> ELBO:  # noqa: FBT001
-    return kind(
-        num_particles=num_particles,
-        max_plate_nesting=sites.max_plate_nesting,
-        enumerate_discrete=enumerate_discrete,
+def from_pyro(kind: Callable[..., ELBO], **options: Any) -> Make:
+    """Give the maker of an estimator of Pyro's, with options of its own."""
+    return lambda sites, num, _: kind(num_particles=num, max_plate_nesting=sites.max_plate_nesting, **options)
+
+
+def _weighted(kind: type[WeightedObjective]) -> Make:
+    return lambda sites, num, enumerate_discrete: kind(
+        num_particles=num, max_plate_nesting=sites.max_plate_nesting, enumerate_discrete=enumerate_discrete
     )
 
 
 ELBOS: dict[str, Objective] = {
-    "trace": Objective(partial(_pyro, Trace_ELBO)),
-    "trace_mean_field": Objective(partial(_pyro, TraceMeanField_ELBO)),
+    "trace": Objective(from_pyro(Trace_ELBO)),
+    "trace_mean_field": Objective(from_pyro(TraceMeanField_ELBO)),
     # Asked for by name it may also sum out nothing.
-    "trace_enum": Objective(partial(_pyro, TraceEnum_ELBO, strict_enumeration_warning=False), sums_out=True),
-    "trace_graph": Objective(partial(_pyro, TraceGraph_ELBO)),
-    "stl": Objective(partial(_weighted, StickingTheLanding), sums_out=True, pathwise=True),
-    "iw": Objective(partial(_weighted, ImportanceWeighted), min_particles=2, sums_out=True, pathwise=True),
-    "renyi": Objective(partial(_pyro, RenyiELBO), min_particles=2),
-    "tail_adaptive": Objective(partial(_weighted, TailAdaptive), min_particles=2, sums_out=True, pathwise=True),
+    "trace_enum": Objective(from_pyro(TraceEnum_ELBO, strict_enumeration_warning=False), sums_out=True),
+    "trace_graph": Objective(from_pyro(TraceGraph_ELBO)),
+    "stl": Objective(_weighted(StickingTheLanding), sums_out=True, pathwise=True),
+    "iw": Objective(_weighted(ImportanceWeighted), min_particles=2, sums_out=True, pathwise=True),
+    "renyi": Objective(from_pyro(RenyiELBO), min_particles=2),
+    "tail_adaptive": Objective(_weighted(TailAdaptive), min_particles=2, sums_out=True, pathwise=True),
     "tmc": Objective(
         lambda sites, num, _: TensorMonteCarlo(num_samples=num, max_plate_nesting=sites.max_plate_nesting),
         min_particles=2,
         sums_out=True,
     ),
-    "rws": Objective(partial(_weighted, ReweightedWakeSleep), min_particles=2, sums_out=True),
+    "rws": Objective(_weighted(ReweightedWakeSleep), min_particles=2, sums_out=True),
     "energy": Objective(lambda sites, num, _: make_energy(sites, num), min_particles=2, pathwise=True),
     "mmd": Objective(lambda sites, num, _: make_mmd(sites, num), min_particles=2, pathwise=True),
 }

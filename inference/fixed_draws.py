@@ -131,8 +131,8 @@ class FixedDraws:
         if spent:
             return Status(
                 "budget_spent",
-                f"Budget spent: {len(self.losses)} evaluations of L-BFGS on up to {num} draws; raise num_steps if it is "
-                "set, or use Adam.",
+                f"Budget spent: {len(self.losses)} evaluations of L-BFGS on up to {num} draws; raise num_steps if it "
+                "is set, or use Adam.",
             )
         if not settled:
             return Status(

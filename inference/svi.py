@@ -203,7 +203,7 @@ class SVI:
             recorded = record_fixed(loss, model, guide, data)
             return FixedDraws(recorded, self.num_steps, problem.seed), "L-BFGS on fixed draws", ""
         steps, reason = choose_steps(self.backend, loss, model, guide, data, self._stepper(), num_steps=self.num_steps)
-        loop = Loop(steps, lambda: first_nonfinite(model, guide, data), num_steps=self.num_steps)
+        loop = Loop(steps, lambda: first_nonfinite(loss, model, guide, data), num_steps=self.num_steps)
         return loop, steps.name, reason
 
     def _compile(self, density: Density | None) -> float:
