@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (a few minutes the first time, most of it downloading torch) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	@$(PIP) install -c constraints.txt -e '.[dev,flows]'
+	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## compare AutoVI with NUTS on eight schools, write out/eight_schools

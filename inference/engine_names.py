@@ -10,7 +10,9 @@ from inference.laplace import MAP, Laplace
 from inference.nuts import NUTS
 from inference.svi import SVI
 
-KNOWN = "nuts, nuts:low_rank, nuts:native, nuts:python, nuts:pyro, auto, laplace, map, svi, svi:GUIDE"
+KNOWN = (
+    "nuts, nuts:low_rank, nuts:native, nuts:python, nuts:pyro, auto, laplace, map, svi, svi:GUIDE (such as svi:spline)"
+)
 _SIMPLE = {"auto": AutoVI, "laplace": Laplace, "map": MAP}
 
 

@@ -278,7 +278,7 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
         begin = time.perf_counter()
         draws = _complete(sites, run.draws)
         completion = time.perf_counter() - begin
-        params = _copied(pyro.get_param_store().get_state())
+        params = copied_params()
     seconds = {**run.seconds, "setup": setup + run.seconds.get("setup", 0.0), "other_sites": completion}
     dims = {name: site.dims for group in sites.groups() for name, site in group.items()}
     state = {**run.state, "function": function, "dtype": dtype, "params": params, "dims": dims}
@@ -303,6 +303,11 @@ def _own(function: Callable[..., Any], engine: Engine) -> tuple[Callable[..., An
 def _auto_guides(engine: Engine) -> list[AutoGuide]:
     modules = [value for value in vars(engine).values() if isinstance(value, AutoGuide)]
     return [part for module in modules for part in module.modules() if isinstance(part, AutoGuide)]
+
+
+def copied_params() -> dict[str, Any]:
+    """Copy the state of the parameter store."""
+    return _copied(pyro.get_param_store().get_state())
 
 
 def _copied(params: Mapping[str, Any]) -> dict[str, Any]:

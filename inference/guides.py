@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
     AutoGuide,
-    AutoIAFNormal,
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
@@ -24,16 +22,17 @@ from pyro.infer.autoguide import (
 
 from inference.density import Density
 from inference.errors import InputError, one_line
-from inference.gaussian import MAX_FULL_RANK, elbo
+from inference.flow_guides import FLOWS
+from inference.gaussian import MAX_FULL_RANK, Gaussian, base_draws, elbo, fit_gaussian
 from inference.graph import map_draws
 from inference.sites import Sites, is_discrete
 from inference.starts import best_gaussian
 
-# Two autoregressive layers: one, Pyro's default, cannot bend every coordinate, because the first passes unchanged.
-_IAF_TRANSFORMS = 2
 # Guides by name start at the centre of the best of this many dispersed Gaussians, by their bounds on so many draws:
 # stochastic steps of a fixed size do not find a posterior that is hundreds of units away.
 _STARTS, _START_DRAWS = 3, 64
+# Fixed draws on which the Gaussian under a flow is fitted: four per dimension, as AutoVI's first round takes.
+_DRAWS_PER_DIM = 4
 
 GUIDES: dict[str, Callable[..., AutoGuide]] = {
     "delta": AutoDelta,
@@ -42,8 +41,8 @@ GUIDES: dict[str, Callable[..., AutoGuide]] = {
     "multivariate_normal": AutoMultivariateNormal,
     "low_rank": AutoLowRankMultivariateNormal,
     "laplace": AutoLaplaceApproximation,
-    "iaf": partial(AutoIAFNormal, num_transforms=_IAF_TRANSFORMS),
     "structured": AutoStructured,
+    **FLOWS,
 }
 
 
@@ -70,20 +69,26 @@ def make_guide(guide: str | Callable[..., Any], sites: Sites, *, density: Densit
     if not sites.latent:
         raise InputError("model: no continuous latent site to infer; give at least one pyro.sample without obs.")
     model = poutine.block(sites.function, hide=list(sites.discrete)) if sites.discrete else sites.function
-    if guide == "iaf":  # an autoregressive flow has no location to start
-        return GUIDES[guide](model)
-    return GUIDES[guide](model, init_loc_fn=_initial_values(density, seed))
-
-
-def _initial_values(density: Density | None, seed: int) -> Callable:
     if density is None:
-        return init_to_median
+        return GUIDES[guide](model, init_loc_fn=init_to_median)
+    start = _start(density, seed, flow=guide in FLOWS)
+    values = {name: torch.as_tensor(v[0]) for name, v in density.constrain(start.loc[None]).items()}
+    options = {"whitening": start} if guide in FLOWS else {}
+    return GUIDES[guide](model, init_loc_fn=init_to_value(values=values), **options)
+
+
+def _start(density: Density, seed: int, *, flow: bool) -> Gaussian:
+    """Give the best of a few Gaussians, for a flow fitted further on fixed draws."""
     rng = np.random.default_rng(seed)
     z = rng.standard_normal((_START_DRAWS, density.dim))
     full_rank = density.dim <= MAX_FULL_RANK
     starts = [best_gaussian(density, p, z, full_rank=full_rank) for p in density.starts(_STARTS, generator=rng)]
     best = max(starts, key=lambda q: elbo(density.log_density, q, z)[0])
-    return init_to_value(values={name: torch.as_tensor(v[0]) for name, v in density.constrain(best.loc[None]).items()})
+    if not flow:
+        return best
+    fixed = base_draws(_DRAWS_PER_DIM * density.dim, density.dim, full_rank=full_rank, random_radius=False, rng=rng)
+    fitted = fit_gaussian(density.grad, best, fixed).gaussian
+    return max(best, fitted, key=lambda q: elbo(density.log_density, q, z)[0])
 
 
 def check_guide(guide: Callable, sites: Sites) -> poutine.Trace:

@@ -7,11 +7,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pyro.optim import PyroOptim
+from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.lr_scheduler import PyroLRScheduler
 
+from inference.dowg import DoWG
 from inference.errors import InputError
 
 Factory = Callable[..., torch.optim.Optimizer]
+OPTIMISERS: dict[str, Factory] = {"adam": torch.optim.Adam, "clipped_adam": ClippedAdam, "dowg": DoWG}
+# Deterministic, on fixed draws; see `inference.fixed_draws`.
+LBFGS = "lbfgs"
 
 
 class TorchStepper:
@@ -144,9 +149,9 @@ class AdamRates:
 
 
 def make_stepper(
-    optimizer: Factory | PyroOptim, *, lr: float, schedule: Callable | None, clip_norm: float | None
+    optimizer: str | Factory | PyroOptim, *, lr: float, schedule: Callable | None, clip_norm: float | None
 ) -> TorchStepper | PyroStepper:
-    """Wrap a torch optimiser class (or a partial of one) or a Pyro optimiser.
+    """Wrap an optimiser by name, a torch optimiser class (or a partial of one) or a Pyro optimiser.
 
     Raises
     ------
@@ -160,10 +165,12 @@ def make_stepper(
                 "pass a torch optimiser class."
             )
         return PyroStepper(optimizer)
+    optimizer = OPTIMISERS.get(optimizer, optimizer) if isinstance(optimizer, str) else optimizer
     if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
+        got = repr(optimizer) if isinstance(optimizer, str) else type(optimizer).__name__
         raise InputError(
-            f"optimizer: expected a torch optimiser class such as torch.optim.Adam (or functools.partial of one), or a "
-            f"pyro.optim object, got {repr(optimizer) if isinstance(optimizer, str) else type(optimizer).__name__}."
+            f"optimizer: expected one of {', '.join([*OPTIMISERS, LBFGS])}, a torch optimiser class such as "
+            f"torch.optim.Adam (or functools.partial of one), or a pyro.optim object, got {got}."
         )
     return TorchStepper(optimizer, lr=lr, schedule=schedule, clip_norm=clip_norm)
 

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference.density import VERIFY_POINTS, VERIFY_TOLERANCE
 from inference.graph import random_nodes, record
+from inference.objectives import StickingTheLanding
 from inference.random_operations import BATCHABLE_DRAWS, categorical
 
 # Verification moves every unconstrained parameter by this standard deviation, so that a value mistaken for a constant
@@ -33,7 +34,7 @@ VERIFY_RADIUS = 0.1
 MAX_NOISE_NUMBERS, MAX_NOISE_STEPS = 2**20, 4096
 
 # Estimators whose loss and gradient are means over particles, so that one particle is recorded and run repeatedly.
-_MEANS = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO)
+_MEANS = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, StickingTheLanding)
 _aten = torch.ops.aten
 # Draws of reparameterised distributions that depend on parameters; they stay in the graph.
 _IN_GRAPH = {_aten._standard_gamma, _aten._sample_dirichlet}
@@ -45,11 +46,15 @@ class UntraceableError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """The base noise of one draw: its shape in one run of the graph, and how to draw it for many (num, *shape)."""
+    """The base noise of one draw: its shape in one run of the graph, and how to draw it for many (num, *shape).
+
+    ``normal``: whether its numbers are independent standard normal ones.
+    """
 
     shape: torch.Size
     dtype: torch.dtype
     draw: Callable[[int], torch.Tensor]
+    normal: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,9 +295,10 @@ def _noise(node: Node, result: torch.Tensor) -> Noise | None:
     if node.target in BATCHABLE_DRAWS.values():
         if node.target is categorical or any(isinstance(a, Node) for a in node.args[1:]):
             return None
-        return Noise(shape, dtype, lambda num: node.target(result.new_empty(num, *shape), *node.args[1:]))
+        normal = node.target is BATCHABLE_DRAWS[_aten.normal_] and tuple(node.args[1:]) in ((), (0.0,), (0.0, 1.0))
+        return Noise(shape, dtype, lambda num: node.target(result.new_empty(num, *shape), *node.args[1:]), normal)
     if packet in (_aten.randn, _aten.randn_like):
-        return Noise(shape, dtype, lambda num: torch.randn(num, *shape, dtype=dtype))
+        return Noise(shape, dtype, lambda num: torch.randn(num, *shape, dtype=dtype), normal=True)
     if packet in (_aten.rand, _aten.rand_like):
         return Noise(shape, dtype, lambda num: torch.rand(num, *shape, dtype=dtype))
     if packet in _IN_GRAPH:

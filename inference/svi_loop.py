@@ -20,6 +20,8 @@ from inference.svi_graph import NoiseStream, StepGraph
 MAX_STEPS = 50_000
 # Steps that are taken in Python before the progress bar moves.
 _STRIDE = 25
+# Draws at which a value that is not finite is looked for again.
+_TRIES = 20
 
 
 class Taken(NamedTuple):
@@ -174,10 +176,14 @@ class Loop:
         if window > 1 and plateaued(self.losses, window):
             return Status("converged", f"Ran {len(self.losses)} steps; the loss has stopped improving.")
         gain = improvement(self.losses, window)[0] if window > 1 else float("nan")
+        remedy = (
+            "give num_steps, more of them, or a larger lr"
+            if self.num_steps is None
+            else "raise num_steps, or leave it out to stop at convergence"
+        )
         return Status(
             "budget_spent",
-            f"Ran {len(self.losses)} steps and is still improving (by {gain:.2g} nats over the last {window}); raise "
-            "num_steps, or leave it out to stop at convergence.",
+            f"Ran {len(self.losses)} steps and is still improving (by {gain:.2g} nats over the last {window}); {remedy}.",
         )
 
 
@@ -201,12 +207,24 @@ class _Average:
             p.data.copy_(self.means[name])
 
 
-def first_nonfinite(model: Callable, guide: Callable, data: Mapping[str, Any]) -> tuple[str, Any]:
-    """Name the first parameter or site that is not finite, with its value."""
+def first_nonfinite(loss: ELBO, model: Callable, guide: Callable, data: Mapping[str, Any]) -> tuple[str, Any]:
+    """Name the first parameter or site that is not finite, with its value, or whose gradient is not.
+
+    The draw at which it happened is gone, so that others are tried.
+    """
     for name, p in pyro.get_param_store().items():
         if not torch.isfinite(p).all():
             return name, p.flatten()[:3].tolist()
-    with torch.no_grad(), pyro.validation_enabled(False):
+    with pyro.validation_enabled(False):
+        for _ in range(_TRIES):
+            found = _nonfinite_site(model, guide, data) or _nonfinite_gradient(loss, model, guide, data)
+            if found:
+                return found
+    return "unknown", "finite when run again"
+
+
+def _nonfinite_site(model: Callable, guide: Callable, data: Mapping[str, Any]) -> tuple[str, Any] | None:
+    with torch.no_grad():
         guide_trace = poutine.trace(guide).get_trace(**data)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**data)
         for trace in (guide_trace, model_trace):
@@ -214,4 +232,22 @@ def first_nonfinite(model: Callable, guide: Callable, data: Mapping[str, Any]) -
             for name, node in trace.nodes.items():
                 if node["type"] == "sample" and not torch.isfinite(node["log_prob"]).all():
                     return name, torch.as_tensor(node["value"]).flatten()[:3].tolist()
-    return "unknown", "finite when run again"
+    return None
+
+
+def _nonfinite_gradient(
+    loss: ELBO, model: Callable, guide: Callable, data: Mapping[str, Any]
+) -> tuple[str, Any] | None:
+    params = dict(pyro.get_param_store().named_parameters())
+    try:
+        loss.loss_and_grads(model, guide, **data)
+        for name, p in params.items():
+            if p.grad is not None and not torch.isfinite(p.grad).all():
+                return (
+                    name,
+                    f"{p.detach().flatten()[:3].tolist()}, unconstrained, with gradient {p.grad.flatten()[:3].tolist()}",
+                )
+    finally:
+        for p in params.values():
+            p.grad = None
+    return None

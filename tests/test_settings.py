@@ -67,9 +67,14 @@ BAD_SETTINGS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "optimiser made": (
         lambda: SVI(optimizer=Adam([torch.zeros(1, requires_grad=True)])),
-        ["optimizer: expected a torch optimiser class"],
+        ["optimizer: expected one of adam, .* a torch optimiser class"],
     ),
-    "optimiser by name": (lambda: SVI(optimizer="adam"), ["optimizer: expected a torch optimiser class", "got 'adam'"]),
+    "optimiser by name": (lambda: SVI(optimizer="sgd"), ["optimizer: expected one of adam, .*lbfgs", "got 'sgd'"]),
+    "rate of lbfgs": (lambda: SVI(optimizer="lbfgs", lr=0.1), ["lr: L-BFGS finds its steps itself"]),
+    "lbfgs of a point": (
+        lambda: fit_normal(short(guide="delta", optimizer="lbfgs")),
+        ["optimizer=.lbfgs.: the guide draws no base noise", "MAP"],
+    ),
     "clipping Pyro's optimiser": (
         lambda: SVI(optimizer=pyro.optim.Adam({"lr": 0.1}), clip_norm=1.0),
         ["optimizer: a Pyro optimiser carries its own", "drop"],

@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
-from inference import SVI, InputError, fit
+from inference import SVI, InputError, fit, svi_loop
 from inference.elbo import ELBOS
 from inference.guides import GUIDES
 from inference.stopping import Stages, improvement, plateaued
@@ -341,3 +341,27 @@ def test_stages_end_only_at_plateaus():
         steps += 1
         assert steps < 20_000
     assert stages.stage == Stages.NUM_STAGES
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    """The loss is finite, and the derivative of the root at zero is not."""
+
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    def guide(y):
+        offset = pyro.param("offset", torch.tensor(1.0))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("x", dist.Normal((offset - 1.0).abs().sqrt() * 0.0, scale))
+
+    with pytest.raises(InputError, match=r"site 'offset': .* first step .*gradient \[nan\]"):
+        fit(model, {"y": torch.tensor(0.3)}, SVI(guide=guide, num_steps=20, **SMALL), seed=1)
+
+
+def test_the_budget_of_a_run_that_stops_by_itself(monkeypatch):
+    monkeypatch.setattr(svi_loop, "MAX_STEPS", 300)
+    result = fit(line, LINE, SVI(guide=hand_guide, **SMALL), seed=1)
+    assert result.status.kind == "budget_spent"
+    assert "Ran 300 steps and is still improving (by" in result.status.message
+    assert "leave it out" not in result.status.message

@@ -111,6 +111,10 @@ PROBLEMS = {
     "analytic": (schools, SCHOOLS, "normal", {"elbo": "trace_mean_field"}),
     "by graph": (schools, SCHOOLS, "normal", {"elbo": "trace_graph"}),
     "renyi": (schools, SCHOOLS, "normal", {"elbo": "renyi", "num_particles": 2}),
+    "sticking the landing": (schools, SCHOOLS, "multivariate_normal", {"elbo": "stl", "num_particles": 2}),
+    "importance weighted": (schools, SCHOOLS, "normal", {"elbo": "iw", "num_particles": 3}),
+    "tail adaptive": (schools, SCHOOLS, "normal", {"elbo": "tail_adaptive", "num_particles": 3}),
+    "wake-sleep": (schools, SCHOOLS, "normal", {"elbo": "rws", "num_particles": 3}),
     "particles": (schools, SCHOOLS, "normal", {"num_particles": 3}),
     "vectorised particles": (
         schools,
@@ -129,9 +133,9 @@ def make_problem(model, data, guide, *, elbo=None, num_particles=1):
     prepared = prepare_data(model, data)
     sites = read_sites(model, prepared)
     guide = make_guide(copy.deepcopy(guide), sites, density=None, seed=0)
-    discrete = samples_discrete(check_guide(guide, sites), sites)
-    loss = make_elbo(elbo, sites, num_particles=num_particles, discrete_in_guide=discrete)
-    enumerate_ = sites.discrete and not discrete
+    trace = check_guide(guide, sites)
+    loss = make_elbo(elbo, sites, trace, num_particles=num_particles)
+    enumerate_ = sites.discrete and not samples_discrete(trace, sites)
     return loss, sites.enumerated if enumerate_ else sites.function, guide, sites.data
 
 

@@ -181,4 +181,6 @@ ENGINES = {
     "laplace": Laplace(num_samples=60, num_chains=2),
     "svi_normal": SVI(num_steps=200, num_samples=60, num_chains=2),
     "svi_multivariate_normal": SVI(guide="multivariate_normal", num_steps=200, num_samples=60, num_chains=2),
+    "svi_fixed_draws": SVI(guide="multivariate_normal", optimizer="lbfgs", num_steps=40, num_samples=60, num_chains=2),
+    "svi_realnvp": SVI(guide="realnvp", num_steps=10, num_particles=2, num_samples=60, num_chains=2),
 }
