@@ -91,7 +91,8 @@ class Opinion:
     @property
     def clear(self) -> bool:
         """Whether longer chains would say nothing new."""
-        return not self.unreliable and (self.convicts or UNCLEAR not in self.raw.states())
+        known = [errors.states() for errors in (self.raw, self.weighted) if errors is not None]
+        return not self.unreliable and not any(UNCLEAR in states for states in known)
 
 
 def ask_chains(fit: Fit, found: Quantities, *, weights: Weights | None = None, resampled: bool = False) -> Opinion:
