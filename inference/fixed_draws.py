@@ -22,8 +22,8 @@ from inference.graph import MAX_BATCH_NUMBERS, widest
 from inference.progress import bar
 from inference.svi_graph import StepGraph, UntraceableError, record_step
 
-# The objective over-fits its N draws by the gap to the bound on fresh ones. N doubles until the gap is under the larger of
-# GAP nats and two standard errors.
+# The objective over-fits its N draws by the gap to the bound on fresh ones. N doubles until the gap is under the larger
+# of GAP nats and two standard errors.
 GAP, MIN_DRAWS, MAX_DRAWS, FRESH_DRAWS = 0.02, 32, 4096, 2048
 # Iterations of L-BFGS for one set of draws; 20 to 60 suffice for most.
 MAX_LBFGS_STEPS = 500

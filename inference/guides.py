@@ -87,7 +87,7 @@ def _start(density: Density, seed: int, *, flow: bool) -> Gaussian:
     if not flow:
         return best
     fixed = base_draws(_DRAWS_PER_DIM * density.dim, density.dim, full_rank=full_rank, random_radius=False, rng=rng)
-    fitted = fit_gaussian(density.grad, best, fixed).gaussian
+    fitted = fit_gaussian(density.grad, best, fixed).q
     return max(best, fitted, key=lambda q: elbo(density.log_density, q, z)[0])
 
 

@@ -120,7 +120,13 @@ def joined(one: Proposals, other: Proposals) -> Proposals:
     names = ("points", "log_density", "log_weight", "mode")
     arrays = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
     weights, khat, ess = _smoothed(arrays["log_weight"], arrays["mode"])
-    return replace(one, **arrays, weights=weights, khat=khat, ess=ess, num_bad=one.num_bad + other.num_bad)
+    share = len(one.points) / len(arrays["points"])  # the bounds are means over so many points each
+    elbo, error = (
+        share * one.elbo + (1 - share) * other.elbo,
+        np.hypot(share * one.elbo_se, (1 - share) * other.elbo_se),
+    )
+    num_bad = one.num_bad + other.num_bad
+    return replace(one, **arrays, weights=weights, khat=khat, ess=ess, elbo=elbo, elbo_se=float(error), num_bad=num_bad)
 
 
 def _smoothed(log_weight: np.ndarray, mode: np.ndarray) -> tuple[np.ndarray, float, float]:
@@ -133,7 +139,7 @@ def _smoothed(log_weight: np.ndarray, mode: np.ndarray) -> tuple[np.ndarray, flo
             part = smooth_weights(log_weight[mode == i])
             khats.append(part.khat)
             sizes.append(part.ess / mass)
-    return whole.weights, max(khats, key=_or_infinity), min(sizes)
+    return whole.weights, float(max(khats, key=_or_infinity)), float(min(sizes))
 
 
 def _or_infinity(khat: float) -> float:

@@ -35,14 +35,18 @@ AWAY, WIDTH = 2.0, 2.0
 LEAST_PROPOSALS, MOST_PROPOSALS = 2, 20
 # Starts that are tried where no climb ended in a mode.
 NUM_BLIND = 2
+# A rung is good enough when its proposals are worth this part of as many draws, and more would not be much better.
+GOOD_SHARE = 0.6
+# Evaluations of fixed draws that a fit takes, if it starts near its end; one that bends a Gaussian takes twice as many.
+TYPICAL_STEPS = 20
 # Of all evaluations that are allowed, the last proposals may be so many.
 LAST_SHARE = 0.5
 # Draws for the covariance of linear response; exact for a Gaussian with any number.
 RESPONSE_DRAWS, MAX_RESPONSE = 32, 2000
 
 
-# What the draws are for, and the effective sample size that ends the climb: the worst mean of 20 quantities is then off
-# by about .15, .1 and .06 sd.
+# What the draws are for, and the effective sample size that is asked of them: the worst mean of 20 quantities is then
+# off by about .15, .1 and .06 sd.
 TARGETS = {
     "means": limits.IS_ESS,
     "sds": 1000.0,
@@ -91,11 +95,11 @@ class Ladder:
     rng
         Everything random.
     target
-        Effective sample size at which to stop.
+        Effective sample size that is asked for.
     num_draws
         Draws that are asked for.
     max_evaluations
-        No rung is begun after so many evaluations of the density.
+        What is expected to need more evaluations of the density than that, in all, is not begun.
     """
 
     density: Density
@@ -123,10 +127,9 @@ class Ladder:
         self.num_evaluations += len(points)
         return self.density.log_density(points)
 
-    @property
-    def may_go_on(self) -> bool:
-        """Whether another rung may be begun."""
-        return self.num_evaluations < self.max_evaluations
+    def may_spend(self, num: float) -> bool:
+        """Whether the allowance bears so many more evaluations."""
+        return self.num_evaluations + num <= self.max_evaluations
 
     # --- Rungs ------------------------------------------------------------------------------------------------------
 
@@ -179,7 +182,8 @@ class Ladder:
             fitted = fit(num)
             found = self._propose(fitted, self.num_draws)
             over_fitted = fitted[0].elbo - found.elbo > GAP + 2 * found.elbo_se or found.elbo_se > GAP
-            if len(fitted) > 1 or not over_fitted or self.good(found) or 2 * num > MAX_DRAWS or not self.may_go_on:
+            dear = 2 * num > MAX_DRAWS or not self.may_spend(2 * num * TYPICAL_STEPS)
+            if len(fitted) > 1 or not over_fitted or self.good(found) or dear:
                 break
             num *= 2
         seconds, spent = time.perf_counter() - begin, self.num_evaluations - before
@@ -189,9 +193,8 @@ class Ladder:
     # --- Weights ----------------------------------------------------------------------------------------------------
 
     def good(self, found: Proposals) -> bool:
-        """Whether these weights, with as many again, reach the target."""
-        enough = found.share * LEAST_PROPOSALS * self.num_draws >= self.target
-        return enough and found.khat < limits.KHAT_REWEIGHTED
+        """Whether the climb may end here."""
+        return found.khat < limits.KHAT_REWEIGHTED and found.share >= GOOD_SHARE
 
     def enough(self, found: Proposals, fitted: Sequence[Fitted]) -> Proposals:
         """Propose until the effective sample size is reached, or the allowance ends."""

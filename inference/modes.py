@@ -14,6 +14,7 @@ MIN_SHARE = 0.01
 # A fit covers a mode if it has there at least this part of the draws that the mode's mass asks for: a tenth allows for
 # a rough mass, and is more than the stray draws of a Gaussian that belongs to another mode.
 COVERED = 0.1
+NUM_STARTS = 8
 # Draws of which the highest is taken for where the fit is.
 SOME_DRAWS = 500
 # Gradients of a search, one at a time: eight climbs of some hundred steps.
@@ -41,7 +42,13 @@ class ModeSearch:
     message: str
 
 
-def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
+def modes_seen(fit: Fit) -> ModeSearch:
+    """Give what the engine has seen of modes, if it has looked from as many starts, or search."""
+    seen = fit.state.get("mode_search")
+    return ModeSearch(**seen) if seen and seen["num_starts"] >= NUM_STARTS else search_modes(fit)
+
+
+def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> ModeSearch:
     """Climb from dispersed starts and see whether there are modes where the fit has no draws.
 
     Starts are uniform on (-2, 2) of the unconstrained space. A mode counts if the log density dips between it and the
@@ -62,8 +69,6 @@ def search_modes(fit: Fit, *, num_starts: int = 8, seed: int = 0) -> ModeSearch:
     InputError
         The model has no flat density, or the fit was loaded without its model.
     """
-    if "mode_search" in fit.state:  # the engine has looked already, from starts of its own
-        return ModeSearch(**fit.state["mode_search"])
     with restored_density(fit, num_gradients=TYPICAL_GRADIENTS) as (density, _):
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
         points = density.starts(num_starts, generator=np.random.default_rng(seed))

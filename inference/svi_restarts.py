@@ -11,10 +11,10 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
-from inference.autovi import AGREEMENT
 from inference.diagnostics import chain_mixing
 from inference.fit import Problem, Run, Status, copied_params
 from inference.isolation import MAX_SEED, isolated
+from inference.ladder import AGREEMENT
 
 # Restarts that end at equal bounds may still be different distributions. Locations that differ by 0.15 sd, the noise
 # that an optimiser leaves, give an R-hat of 1.01; this is 0.3 sd.

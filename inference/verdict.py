@@ -5,7 +5,7 @@ from typing import Any
 
 from inference.chain_verdict import judge_chains, judge_given
 from inference.fit import Fit
-from inference.modes import search_modes
+from inference.modes import modes_seen
 from inference.quantities import Quantities, quantities
 from inference.resampled_verdict import judge_resampled
 from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
@@ -28,7 +28,7 @@ def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
     fit
         Any result of `inference.fit`.
     search
-        How to look for other modes; by default `inference.modes.search_modes`. Takes the fit and returns a value with
+        How to look for other modes; by default `inference.modes.modes_seen`. Takes the fit and returns a value with
         ``num_settled``, ``num_elsewhere`` and ``message``.
 
     Raises
@@ -58,8 +58,8 @@ def check_quantities(fit: Fit, found: Quantities, *, search: Callable[[Fit], Any
     if fit.method == "mcmc":
         verdict = judge_chains(fit, found)
         # Chains that start from a fit can only find what it has found, and their R-hat with them.
-        return finish(fit, found, verdict, search or search_modes) if "mode_search" in fit.state else verdict
+        return finish(fit, found, verdict, search or modes_seen) if "mode_search" in fit.state else verdict
     if fit.method == "given":
         return judge_given(fit, found)
     judge = judge_resampled if "importance" in fit.state and "log_weight" not in fit.stats else judge_weights
-    return judge(fit, found, search=search or search_modes)
+    return judge(fit, found, search=search or modes_seen)
