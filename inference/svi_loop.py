@@ -183,7 +183,8 @@ class Loop:
         )
         return Status(
             "budget_spent",
-            f"Ran {len(self.losses)} steps and is still improving (by {gain:.2g} nats over the last {window}); {remedy}.",
+            f"Ran {len(self.losses)} steps and is still improving (by {gain:.2g} nats over the last {window}); "
+            f"{remedy}.",
         )
 
 
@@ -243,10 +244,8 @@ def _nonfinite_gradient(
         loss.loss_and_grads(model, guide, **data)
         for name, p in params.items():
             if p.grad is not None and not torch.isfinite(p.grad).all():
-                return (
-                    name,
-                    f"{p.detach().flatten()[:3].tolist()}, unconstrained, with gradient {p.grad.flatten()[:3].tolist()}",
-                )
+                value, gradient = (t.detach().flatten()[:3].tolist() for t in (p, p.grad))
+                return name, f"{value}, unconstrained, with gradient {gradient}"
     finally:
         for p in params.values():
             p.grad = None
