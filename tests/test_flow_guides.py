@@ -50,7 +50,7 @@ def test_flows_bend(guide, bound, tolerance):
     assert abs(x.mean()) < 0.1
     assert x.std() == pytest.approx(1, abs=tolerance)
     assert y.mean() == pytest.approx(1, abs=tolerance)
-    assert abs(gaussian.draws["y"].mean() - 1) > 0.8  # control
+    assert abs(gaussian.draws["y"].mean() - 1) > 0.6  # control
     assert gaussian.draws["x"].std() < 0.6
     # its weights average to the evidence, so that its density is what it draws from
     weights = np.exp(flow.stats["log_weight"]).ravel()
