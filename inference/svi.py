@@ -78,7 +78,7 @@ class SVI:
         Draws per step for the objective; by default 1, and 16 for flows.
     num_restarts
         Fit so often, from starts and with random numbers of their own, and keep the best bound. ``fit.state["starts"]``
-        has the bounds ``elbo``, whether the two best ``agree``, and ``rhat``, the largest R-hat of the restarts' draws.
+        has the bounds ``elbo``, whether those near the best ``agree``, and ``rhat``, the largest R-hat over restarts.
     num_samples, num_chains
         Independent draws from the fitted guide are returned in this shape, that of an MCMC run beside it.
     dtype

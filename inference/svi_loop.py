@@ -244,8 +244,8 @@ def _nonfinite_gradient(
         loss.loss_and_grads(model, guide, **data)
         for name, p in params.items():
             if p.grad is not None and not torch.isfinite(p.grad).all():
-                value, slope = p.detach().flatten()[:3].tolist(), p.grad.flatten()[:3].tolist()
-                return name, f"{value}, unconstrained, with gradient {slope}"
+                value, gradient = (t.detach().flatten()[:3].tolist() for t in (p, p.grad))
+                return name, f"{value}, unconstrained, with gradient {gradient}"
     finally:
         for p in params.values():
             p.grad = None

@@ -28,8 +28,8 @@ _LAST = 100
 def best_of(num: int, engine: Any, problem: Problem) -> Run:
     """Run ``engine.run_once`` so often, each time by itself, and keep the run of the highest bound.
 
-    Without a bound (no flat density) the last losses decide. Restarts agree when the two best bounds do, and R-hat of
-    their draws does not tell them apart.
+    Without a bound (no flat density) the last losses decide. Restarts agree when another one reaches the best bound,
+    and R-hat does not tell apart the draws of those that do.
     """
     runs, params = [], []
     for restart in range(num):
@@ -41,14 +41,14 @@ def best_of(num: int, engine: Any, problem: Problem) -> Run:
     elbos = np.array([_bound(run) for run in runs])
     best = int(np.nanargmax(np.where(np.isfinite(elbos), elbos, -np.inf)))
     _put_back(params[best], problem, runs[best].state["guide"])
-    run, order = runs[best], np.argsort(-elbos)[:2]
-    rhat = _rhat([runs[i] for i in order])
-    apart = np.ptp(elbos[order])
-    agree = bool(apart < AGREEMENT + 2 * run.state.get("elbo_se", 0.0)) and not rhat > MAX_RHAT
+    run = runs[best]
+    near = np.flatnonzero(elbos >= elbos[best] - AGREEMENT - 2 * run.state.get("elbo_se", 0.0))
+    rhat = _rhat([runs[i] for i in near]) if len(near) > 1 else np.nan
+    agree = len(near) > 1 and not rhat > MAX_RHAT
     starts = {"elbo": elbos, "agree": agree, "rhat": _rhat(runs)}
     return replace(
         run,
-        status=_status(run.status, elbos, agree=agree, rhat=rhat, apart=apart),
+        status=_status(run.status, elbos, len(near), rhat, agree=agree),
         seconds={part: sum(r.seconds[part] for r in runs) for part in run.seconds},
         state={**run.state, "starts": starts, "num_gradients": sum(r.state["num_gradients"] for r in runs)},
     )
@@ -75,15 +75,17 @@ def _rhat(runs: list[Run]) -> float:
     return float(np.nanmax(chain_mixing(draws).rhat))
 
 
-def _status(status: Status, elbos: np.ndarray, *, agree: bool, rhat: float, apart: float) -> Status:
-    bounds = f"the bounds of {len(elbos)} restarts go from {elbos.min():.2f} to {elbos.max():.2f} nats"
-    if not agree:
-        return Status(
-            "budget_spent" if status.ok else status.kind,
-            f"Restarts disagree: {bounds}, and the two best are {apart:.2g} nats and an R-hat of {rhat:.2f} apart, so "
-            f"there may be several optima; look for modes, or raise num_restarts. Of the best: {status.message}",
-        )
-    return Status(status.kind, f"{status.message} The two best restarts agree (R-hat {rhat:.2f}); {bounds}.")
+def _status(status: Status, elbos: np.ndarray, num_near: int, rhat: float, *, agree: bool) -> Status:
+    said = f"{num_near} of {len(elbos)} restarts reach the best bound"
+    said += f", with an R-hat of {rhat:.2f}" if np.isfinite(rhat) else ""
+    bounds = f"bounds from {elbos.min():.2f} to {elbos.max():.2f} nats"
+    if agree:
+        return Status(status.kind, f"{status.message} {said[0].upper()}{said[1:]} ({bounds}).")
+    return Status(
+        "budget_spent" if status.ok else status.kind,
+        f"Restarts disagree: {said} ({bounds}), so there may be several optima, or too few steps; look for modes, or "
+        f"raise num_restarts. Of the best: {status.message}",
+    )
 
 
 class _Filled(Messenger):

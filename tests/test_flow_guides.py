@@ -33,14 +33,14 @@ def log_evidence():
 
 
 @pytest.mark.parametrize(
-    ("guide", "bound"),
+    ("guide", "bound", "tolerance"),
     [
-        ("realnvp", -0.1),
-        pytest.param("iaf", -0.2, marks=pytest.mark.slow),
-        pytest.param("spline", -0.05, marks=pytest.mark.slow),
+        ("realnvp", -0.1, 0.25),
+        pytest.param("iaf", -0.3, 0.4, marks=pytest.mark.slow),
+        pytest.param("spline", -0.05, 0.25, marks=pytest.mark.slow),
     ],
 )
-def test_flows_bend(guide, bound):
+def test_flows_bend(guide, bound, tolerance):
     gaussian = fit(banana, {}, SVI(guide="multivariate_normal", **SMALL), seed=1)
     flow = fit(banana, {}, SVI(guide=guide), seed=1)
     assert gaussian.state["elbo"] < -0.6
@@ -48,9 +48,10 @@ def test_flows_bend(guide, bound):
     assert flow.status.ok
     x, y = flow.draws["x"], flow.draws["y"]
     assert abs(x.mean()) < 0.1
-    assert x.std() == pytest.approx(1, abs=0.12)
-    assert y.mean() == pytest.approx(1, abs=0.25)
-    assert abs(gaussian.draws["y"].mean() - 1) > 0.5  # control
+    assert x.std() == pytest.approx(1, abs=tolerance)
+    assert y.mean() == pytest.approx(1, abs=tolerance)
+    assert abs(gaussian.draws["y"].mean() - 1) > 0.6  # control
+    assert gaussian.draws["x"].std() < 0.6
     # its weights average to the evidence, so that its density is what it draws from
     weights = np.exp(flow.stats["log_weight"]).ravel()
     assert abs(weights.mean() - 1) < max(0.03, Z * weights.std() / len(weights) ** 0.5)
