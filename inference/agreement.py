@@ -66,6 +66,17 @@ class Errors:
         return self._limits(limits.MEAN_TOLERANCE, limits.LOG_SD_TOLERANCE, limits.QUANTILE_TOLERANCE)
 
     @property
+    def good(self) -> np.ndarray:
+        """Errors up to which nothing is wrong, in the same shape."""
+        return self._limits(limits.MEAN_GOOD, limits.LOG_SD_GOOD, limits.QUANTILE_GOOD)
+
+    @property
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Errors of the means, of the median where there is no mean, and their standard errors, (Q,) each."""
+        no_mean = np.isnan(self.mean)
+        return np.where(no_mean, self.quantile[1], self.mean), np.where(no_mean, self.quantile_se[1], self.mean_se)
+
+    @property
     def size(self) -> np.ndarray:
         """Errors of mean, log sd and 5, 50, 95 % quantiles, (5, Q); NaN where not judged."""
         return np.vstack([self.mean, self.log_sd, self.quantile])
@@ -86,16 +97,15 @@ class Errors:
 
     def states(self) -> np.ndarray:
         """`GOOD`, `UNCLEAR` or `BAD` for each quantity, (Q,): bad if anything is bad, good if everything is good."""
-        size, good = np.abs(self.size), self._limits(limits.MEAN_GOOD, limits.LOG_SD_GOOD, limits.QUANTILE_GOOD)
-        bad = size - limits.Z * self.se > good
+        size = np.abs(self.size)
+        bad = size - limits.Z * self.se > self.good
         excluded = (size + limits.Z * self.se <= self.tolerance) | np.isnan(size)
         return np.where(bad.any(axis=0), BAD, np.where(excluded.all(axis=0), GOOD, UNCLEAR))
 
     def means_hold(self) -> np.ndarray:
         """Whether each mean (or median, where there is no mean) is within what `MEANS_ONLY` promises, (Q,)."""
-        no_mean = np.isnan(self.mean)
-        size = np.abs(np.where(no_mean, self.quantile[1], self.mean))
-        return size + limits.Z * np.where(no_mean, self.quantile_se[1], self.mean_se) <= limits.MEANS_ONLY_TOLERANCE
+        off, error = self.means
+        return np.abs(off) + limits.Z * error <= limits.MEANS_ONLY_TOLERANCE
 
 
 def errors_between(candidate: Moments, reference: Moments, *, tail_index: np.ndarray) -> Errors:
@@ -175,7 +185,9 @@ def judge_agreement(
         if weighted is not None and weights is not None and _weights_usable(weights) and BAD not in weighted.states():
             # Not enough for TRUST_REWEIGHTED, but the cheapest way on.
             next_step = f"Draw more and re-weight: re-weighted, no quantity disagrees for certain. {next_step}"
-    return Verdict(kind, reason, worst, next_step, checks)
+    some = kind is VerdictKind.SOME_PARAMETERS
+    usable = tuple(label for label, right in zip(labels, good, strict=True) if some and right)
+    return Verdict(kind, reason, worst, next_step, checks, usable=usable)
 
 
 def _weights_usable(weights: Weights) -> bool:

@@ -1,7 +1,7 @@
 """`compare`: how far other fits are from a reference, judged only after the reference has been judged itself."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +238,7 @@ def _final(
         own = check_quantities(fit, found)
         if own.kind is not VerdictKind.TRUST:
             return Verdict(own.kind, own.reason, verdict.worst, own.next_step, verdict.checks | own.checks, own.remarks)
-    return Verdict(
-        verdict.kind, verdict.reason, verdict.worst, verdict.next_step, verdict.checks, verdict.remarks + tuple(remarks)
-    )
+    return replace(verdict, remarks=verdict.remarks + tuple(remarks))
 
 
 def _unusable(reference_verdict: Verdict, reference: str) -> Verdict:

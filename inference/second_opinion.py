@@ -132,7 +132,7 @@ def ask_chains(fit: Fit, found: Quantities, *, weights: Weights | None = None, r
                 ours.pooled[chosen],
                 values,
                 chains.acceptance,
-                raw=_raw_moments(fit, ours),
+                raw=raw_moments(fit, ours),
                 weighted=weighted,
             )
 
@@ -223,7 +223,7 @@ def _quantities_at(fit: Fit, density: Density, sites: Sites, points: np.ndarray)
     return quantities(replace(fit, draws=draws))
 
 
-def _raw_moments(fit: Fit, found: Quantities) -> Moments:
+def raw_moments(fit: Fit, found: Quantities) -> Moments:
     """Moments of the draws; where importance resampling made them, as uncertain as their effective number says."""
     raw = moments(found.draws, independent=True)
     effective = (fit.state.get("importance") or {}).get("ess", np.inf)

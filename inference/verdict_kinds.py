@@ -72,6 +72,8 @@ class Verdict:
         Every number that was looked at, by name.
     remarks
         What else is worth knowing and did not decide.
+    usable
+        Of ``SOME_PARAMETERS``, the quantities that may be used; else empty.
     """
 
     kind: VerdictKind
@@ -80,6 +82,7 @@ class Verdict:
     next_step: str = ""
     checks: dict[str, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    usable: tuple[str, ...] = ()
 
     @property
     def trusted(self) -> bool:
@@ -102,6 +105,7 @@ class Verdict:
             "next_step": self.next_step,
             "checks": finite(self.checks),
             "remarks": list(self.remarks),
+            "usable": list(self.usable),
         }
 
     def __str__(self) -> str:

@@ -304,16 +304,16 @@ def _after_search(fit: Fit, search: Callable[[Fit], Any], so_far: Verdict, found
         modes = search(fit)
     except InputError as error:  # no density to search: a subsampled plate, a fit loaded without its model
         reason = f"Other modes could not be looked for: {error}"
-        return replace(so_far, kind=VerdictKind.CANNOT_TELL, reason=reason, next_step=COMPARE)
+        return replace(so_far, kind=VerdictKind.CANNOT_TELL, reason=reason, next_step=COMPARE, usable=())
     seen = {"num_settled": float(modes.num_settled), "num_elsewhere": float(modes.num_elsewhere)}
     so_far = replace(so_far, checks=so_far.checks | seen)
     if modes.num_elsewhere > 0:
         if found.identified:  # the search sees raw sites, where every mode comes once for each order of the components
             reason = f"Other modes were found, which may or may not be the same one relabelled: {modes.message}"
-            return replace(so_far, kind=VerdictKind.CANNOT_TELL, reason=reason, next_step=COMPARE)
+            return replace(so_far, kind=VerdictKind.CANNOT_TELL, reason=reason, next_step=COMPARE, usable=())
         next_step = f"Use more starts or a richer guide. {COMPARE}"
-        return replace(so_far, kind=VerdictKind.DO_NOT_TRUST, reason=modes.message, next_step=next_step)
+        return replace(so_far, kind=VerdictKind.DO_NOT_TRUST, reason=modes.message, next_step=next_step, usable=())
     if modes.num_settled < limits.MIN_SETTLED:
         reason = f"The search for other modes did not settle: {modes.message}"
-        return replace(so_far, kind=VerdictKind.CANNOT_TELL, reason=reason, next_step=COMPARE)
+        return replace(so_far, kind=VerdictKind.CANNOT_TELL, reason=reason, next_step=COMPARE, usable=())
     return replace(so_far, reason=f"{so_far.reason} No other mode was found from {modes.num_settled} starts.")

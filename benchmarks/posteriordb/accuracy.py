@@ -105,18 +105,23 @@ def _against_draws(fit: Fit, posterior: Posterior) -> tuple[pd.DataFrame, JointD
     return chosen.assign(**logs), found.joints.get("fit")
 
 
-def _against_moments(fit: Fit, posterior: Posterior) -> pd.DataFrame:
-    found = quantities(fit)
-    wanted = [site + label for site, shape in posterior.shapes.items() for label in _indices(shape)]
-    found = found.select(np.asarray([found.labels.index(label) for label in wanted]))
+def published_moments(posterior: Posterior) -> tuple[list[str], Moments]:
+    """Give the labels of a posterior without draws, and its published moments; quantiles are NaN."""
+    labels = [site + label for site, shape in posterior.shapes.items() for label in _indices(shape)]
     mean, sd, mean_se = (
         np.concatenate([getattr(published, part).ravel() for published in posterior.moments.values()])
         for part in ("mean", "sd", "mean_se")
     )
-    nothing = np.full((3, len(wanted)), np.nan)
+    nothing = np.full((3, len(labels)), np.nan)
     # A mean known to sd / sqrt(n) comes with an sd known to 1 / sqrt(2 n).
-    reference = Moments(mean, mean_se, sd, mean_se / sd / np.sqrt(2.0), nothing, nothing)
-    light = np.zeros(len(wanted))
+    return labels, Moments(mean, mean_se, sd, mean_se / sd / np.sqrt(2.0), nothing, nothing)
+
+
+def _against_moments(fit: Fit, posterior: Posterior) -> pd.DataFrame:
+    found = quantities(fit)
+    wanted, reference = published_moments(posterior)
+    found = found.select(np.asarray([found.labels.index(label) for label in wanted]))
+    nothing, light = np.full((3, len(wanted)), np.nan), np.zeros(len(wanted))
     errors = errors_between(moments(found.draws, independent=fit.independent), reference, tail_index=light)
     columns = {"mean": errors.mean, "mean_se": errors.mean_se, "log_sd": errors.log_sd, "heavy": errors.heavy}
     columns |= dict.fromkeys(("weighted_mean", "weighted_mean_se", "weighted_log_sd"), nothing[0])
