@@ -1,14 +1,17 @@
 """Verdict on a Markov chain from its own diagnostics."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from inference import limits
 from inference.diagnostics import Mixing, energy_bfmi, has_spread
 from inference.divergences import Location, locate
+from inference.errors import InputError
 from inference.fit import Fit
+from inference.gaussian import MAX_FULL_RANK
+from inference.modes import ModeSearch
 from inference.quantities import Quantities
 from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
 
@@ -55,6 +58,28 @@ def judge_chains(fit: Fit, found: Quantities) -> Verdict:
         + (f"only {checks['num_divergent']:.0f} diverged." if checks.get("num_divergent") else "no draw diverged.")
     )
     return Verdict(VerdictKind.TRUST, reason, _worst(found, mixing), "Use the draws as they are.", checks, remarks)
+
+
+def look_once_more(fit: Fit, found: Quantities, verdict: Verdict, search: Callable[[Fit], ModeSearch]) -> Verdict:
+    """Take trust back where a search finds a mode in which no chain has been.
+
+    Four chains that all end in one of two equal modes agree, and nothing else here can see it. What chains have shown
+    is not taken back where the search finds nothing to climb (a funnel), nor where modes may be one another relabelled.
+    """
+    points = fit.state.get("unconstrained")
+    if verdict.kind is not VerdictKind.TRUST or found.identified or points is None or points.shape[-1] > MAX_FULL_RANK:
+        return verdict
+    try:
+        modes = search(fit)
+    except InputError:  # loaded without its model
+        return verdict
+    seen = {"num_settled": float(modes.num_settled), "num_elsewhere": float(modes.num_elsewhere)}
+    verdict = replace(verdict, checks=verdict.checks | seen)
+    if not modes.num_elsewhere:
+        return verdict
+    reason = f"{modes.message} {verdict.reason}"
+    next_step = "Run chains from there too (more of them, other seeds), or give what comes first an order."
+    return replace(verdict, kind=VerdictKind.DO_NOT_TRUST, reason=reason, next_step=next_step)
 
 
 def judge_given(fit: Fit, found: Quantities) -> Verdict:

@@ -6,6 +6,7 @@ import numpy as np
 
 from inference.density import Density
 from inference.fit import Fit
+from inference.gaussian import MAX_FULL_RANK
 from inference.restored_density import restored_density
 from inference.starts import Climbed, Mode, climb_to_maximum, dips, find_modes, mode_at
 
@@ -15,10 +16,15 @@ MIN_SHARE = 0.01
 # a rough mass, and is more than the stray draws of a Gaussian that belongs to another mode.
 COVERED = 0.1
 NUM_STARTS = 8
+# Other starts are dispersed about the fit itself, in pairs to either side of it, so many of its sds away. Where the fit
+# sits in one mode, another at D of its sds is uphill from half of space: one of a pair at r sds gets there with
+# probability 2 Phi(-D / 2 r) if modes are equally wide, in any number of dimensions: six pairs miss a mode at 7 sds
+# once in 700, one at 20 sds once in eight.
+REACHES = (4.0, 8.0, 16.0, 4.0, 8.0, 16.0)
 # Draws of which the highest is taken for where the fit is.
 SOME_DRAWS = 500
-# Gradients of a search, one at a time: eight climbs of some hundred steps.
-TYPICAL_GRADIENTS = 1000
+# Gradients of a search, one at a time: twenty climbs, most of which are cut short.
+TYPICAL_GRADIENTS = 2000
 
 
 @dataclass(frozen=True)
@@ -43,24 +49,29 @@ class ModeSearch:
 
 
 def modes_seen(fit: Fit) -> ModeSearch:
-    """Give what the engine has seen of modes, if it has looked from as many starts, or search."""
+    """Search about the fit, and on (-2, 2) unless the engine has looked there from as many starts."""
     seen = fit.state.get("mode_search")
-    return ModeSearch(**seen) if seen and seen["num_starts"] >= NUM_STARTS else search_modes(fit)
+    if not seen or seen["num_starts"] < NUM_STARTS:
+        return search_modes(fit)
+    seen = ModeSearch(**seen)
+    return seen if seen.num_elsewhere else together(seen, search_modes(fit, num_starts=0))
 
 
 def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> ModeSearch:
     """Climb from dispersed starts and see whether there are modes where the fit has no draws.
 
-    Starts are uniform on (-2, 2) of the unconstrained space. A mode counts if the log density dips between it and the
-    fit's own mode, and if its Laplace mass, exp(log p + D/2 log 2 pi - 1/2 log det H), is not negligible beside the
-    fit's. A narrow mode far from every start is missed, as by every search from finitely many starts.
+    Starts are uniform on (-2, 2) of the unconstrained space, and besides (where that has at most `MAX_FULL_RANK`
+    dimensions) dispersed about the fit, at several of its sds to either side: a posterior need not lie near zero, nor
+    have a scale near one. A mode counts if the log density dips between it and the fit's own mode, and if its Laplace
+    mass, exp(log p + D/2 log 2 pi - 1/2 log det H), is not negligible beside the fit's. A narrow mode far from every
+    start is missed, as by every search from finitely many starts.
 
     Parameters
     ----------
     fit
         A fit with a flat density (``fit.state["unconstrained"]``).
     num_starts
-        Number of starts.
+        Number of starts on (-2, 2).
     seed
         Seed of the starts.
 
@@ -71,8 +82,30 @@ def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> Mo
     """
     with restored_density(fit, num_gradients=TYPICAL_GRADIENTS) as (density, _):
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
-        points = density.starts(num_starts, generator=np.random.default_rng(seed))
-        return seen_from(density, draws, find_modes(density, points))
+        rng = np.random.default_rng(seed)
+        points = density.starts(num_starts, generator=rng) if num_starts else np.zeros((0, density.dim))
+        near = seen_from(density, draws, find_modes(density, points))
+        if near.num_elsewhere or density.dim > MAX_FULL_RANK:
+            return near
+        return together(near, seen_from(density, draws, find_modes(density, starts_about(density, draws, rng))))
+
+
+def starts_about(density: Density, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give points to either side of the draws (n, D), several of their sds away, where the density is finite."""
+    z = rng.standard_normal((len(REACHES), density.dim)) * np.array(REACHES)[:, None]
+    centre, spread = np.median(draws, axis=0), draws.std(axis=0)
+    points = centre + spread * np.concatenate([z, -z])
+    values, gradients = density.grad(points)
+    return points[np.isfinite(values) & np.isfinite(gradients).all(axis=1)]
+
+
+def together(one: ModeSearch, other: ModeSearch) -> ModeSearch:
+    """Add two searches up."""
+    return _summed(
+        one.num_starts + other.num_starts,
+        one.num_settled + other.num_settled,
+        one.num_elsewhere + other.num_elsewhere,
+    )
 
 
 def seen_from(density: Density, draws: np.ndarray, climbed: Climbed) -> ModeSearch:
@@ -94,7 +127,10 @@ def seen_from(density: Density, draws: np.ndarray, climbed: Climbed) -> ModeSear
         and not _covered(density, draws, mode, home_mass)
     )
     settled = sum(climbed.counts)
-    num = settled + climbed.num_lost
+    return _summed(settled + climbed.num_lost, settled, elsewhere)
+
+
+def _summed(num: int, settled: int, elsewhere: int) -> ModeSearch:
     if elsewhere:
         message = f"{elsewhere} of {num} dispersed starts ended in a mode where the fit has no draws."
     else:

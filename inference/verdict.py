@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from inference.chain_verdict import judge_chains, judge_given
+from inference.chain_verdict import judge_chains, judge_given, look_once_more
 from inference.fit import Fit
 from inference.modes import modes_seen
 from inference.quantities import Quantities, quantities
@@ -17,7 +17,8 @@ __all__ = ["QuantityErrors", "Verdict", "VerdictKind", "check"]
 def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
     """Judge one fit by itself.
 
-    A Markov chain is judged by R-hat, effective sample sizes, divergences, energy and tree depth. A variational fit
+    A Markov chain is judged by R-hat, effective sample sizes, divergences, energy and tree depth, and by a search for
+    modes that all chains have missed (R-hat sees only what chains disagree about). A variational fit
     climbs a ladder: did the optimisation settle and do its starts agree, how far do importance weights move its
     moments (PSIS k-hat, raw against weighted), where the weights do not suffice how far do short Markov chains move its
     draws (TADDAA), and are there modes where it has no draws? It is never trusted on k-hat alone, and where these
@@ -58,7 +59,8 @@ def check_quantities(fit: Fit, found: Quantities, *, search: Callable[[Fit], Any
     if fit.method == "mcmc":
         verdict = judge_chains(fit, found)
         # Chains that start from a fit can only find what it has found, and their R-hat with them.
-        return finish(fit, found, verdict, search or modes_seen) if "mode_search" in fit.state else verdict
+        finishing = finish if "mode_search" in fit.state else look_once_more
+        return finishing(fit, found, verdict, search or modes_seen)
     if fit.method == "given":
         return judge_given(fit, found)
     judge = judge_resampled if "importance" in fit.state and "log_weight" not in fit.stats else judge_weights

@@ -52,7 +52,9 @@ def run(database: Path, keys: list[Key], results: Path, *, jobs: int, again: boo
         with results.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         spent = time.perf_counter() - begin
-        print(f"[{i}/{len(todo)}] {rows[0]['posterior']}: {len(rows)} pairs, {spent:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"[{i}/{len(todo)}] {rows[0]['posterior']}: {len(rows)} pairs, {spent:.0f} s", file=sys.stderr, flush=True
+        )
     return [done[key] for key in keys]
 
 

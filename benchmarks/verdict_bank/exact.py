@@ -167,9 +167,7 @@ EXACT: Mapping[str, ExactPosterior] = {
     "joint student 6, D = 20": joint_student(20, 6.0),
     "gumbel, D = 8": product(8, lambda: dist.Gumbel(0.0, 1.0), lambda rng, size: rng.gumbel(size=size)),
     "exponential, D = 5": product(5, lambda: dist.Exponential(1.0), lambda rng, size: rng.exponential(size=size)),
-    "logit of uniform, D = 30": product(
-        30, lambda: dist.Uniform(0.0, 1.0), lambda rng, size: rng.uniform(size=size)
-    ),
+    "logit of uniform, D = 30": product(30, lambda: dist.Uniform(0.0, 1.0), lambda rng, size: rng.uniform(size=size)),
     "beta .8 .8, D = 3": product(3, lambda: dist.Beta(0.8, 0.8), lambda rng, size: rng.beta(0.8, 0.8, size=size)),
     "dirichlet": simplex(),
     "banana, slight": banana(0.3, 0.5),

@@ -33,7 +33,6 @@ ENGINES: Mapping[str, tuple[Any, int]] = {
     "svi normal": (SVI(guide="normal"), 0),
     "svi multivariate_normal": (SVI(guide="multivariate_normal"), 0),
     "svi normal lbfgs": (SVI(guide="normal", optimizer="lbfgs"), 0),
-    "svi multivariate_normal lbfgs": (SVI(guide="multivariate_normal", optimizer="lbfgs"), 0),
     "laplace": (Laplace(), 0),
     "unconverged, 30 steps": (SVI(num_steps=30), 0),
     "unconverged, 200 steps": (SVI(guide="multivariate_normal", num_steps=200), 0),
