@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import chi2
 
 from inference.density import Density
 from inference.fit import Fit
 from inference.gaussian import MAX_FULL_RANK
 from inference.restored_density import restored_density
+from inference.short_chains import whitening
 from inference.starts import Climbed, Mode, climb_to_maximum, dips, find_modes, mode_at
 
 # Other modes count when their Laplace mass is at least this share of the mass where the fit is.
@@ -21,9 +23,14 @@ NUM_STARTS = 8
 # probability 2 Phi(-D / 2 r) if modes are equally wide, in any number of dimensions: six pairs miss a mode at 7 sds
 # once in 700, one at 20 sds once in eight.
 REACHES = (4.0, 8.0, 16.0, 4.0, 8.0, 16.0)
+# A narrow mode is uphill from little of space. Values are cheaper than climbs, so of so many more points the highest
+# begin climbs, too: a ball at 6 sds with a radius of 2 is hit in three dimensions, and hardly in ten.
+CLOUD, NUM_HIGHEST = 1000, 6
+# A draw is in a mode if it is as near as all but one in a thousand draws of Laplace's Gaussian there.
+WITHIN = 0.999
 # Draws of which the highest is taken for where the fit is.
 SOME_DRAWS = 500
-# Gradients of a search, one at a time: twenty climbs, most of which are cut short.
+# Gradients of a search, one at a time: some thirty climbs, most of which are cut short.
 TYPICAL_GRADIENTS = 2000
 
 
@@ -91,10 +98,23 @@ def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> Mo
 
 
 def starts_about(density: Density, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give points to either side of the draws (n, D), several of their sds away, where the density is finite."""
-    z = rng.standard_normal((len(REACHES), density.dim)) * np.array(REACHES)[:, None]
-    centre, spread = np.median(draws, axis=0), draws.std(axis=0)
-    points = centre + spread * np.concatenate([z, -z])
+    """Give points to either side of the draws (n, D), several of their sds away, and the highest of a cloud of points.
+
+    Highest is what stands out most above a Cauchy distribution about the draws, so that neither their own mode nor
+    heavy tails do.
+    """
+    about, dim = whitening(draws), density.dim
+    z = rng.standard_normal((len(REACHES), dim)) * np.array(REACHES)[:, None]
+    pairs = _finite(density, about.points(np.concatenate([z, -z])))
+    if density.backend == "eager":  # Pyro, point by point
+        return pairs
+    cloud = rng.standard_normal((CLOUD, dim)) * rng.choice(REACHES, size=(CLOUD, 1))
+    values = density.log_density(about.points(cloud)) + 0.5 * (1 + dim) * np.log1p((cloud**2).sum(axis=1))
+    highest = np.argsort(-np.where(np.isfinite(values), values, -np.inf))[:NUM_HIGHEST]
+    return np.concatenate([_finite(density, about.points(cloud[highest])), pairs])
+
+
+def _finite(density: Density, points: np.ndarray) -> np.ndarray:
     values, gradients = density.grad(points)
     return points[np.isfinite(values) & np.isfinite(gradients).all(axis=1)]
 
@@ -142,14 +162,16 @@ def _covered(density: Density, draws: np.ndarray, mode: Mode, home_mass: float) 
     """Whether a mode away from home has its part of the draws (a sampler may have visited several modes).
 
     Of two equal modes each has half the draws. Ordered by distance from a mode, the draw at a tenth of what the mode
-    should have leads into it if the fit covers it.
+    should have lies in it if the fit covers it. To lead into it is not enough: draws of a wide fit lie on the slopes
+    of modes that they do not reach.
     """
     spread = draws.std(axis=0)
     spread[spread == 0] = 1.0  # a point guide
     end = mode.laplace.loc
     rank = int(COVERED * 0.5 * min(1.0, np.exp(mode.log_mass - home_mass)) * len(draws))
     near = draws[np.argsort((((draws - end) / spread) ** 2).sum(axis=1))[rank]]
-    return not dips(density, near, end) or not dips(density, climb_to_maximum(density, near)[0], end)
+    inside = (mode.laplace.whiten(near[None]) ** 2).sum() < chi2.ppf(WITHIN, density.dim)
+    return inside and (not dips(density, near, end) or not dips(density, climb_to_maximum(density, near)[0], end))
 
 
 def _log_mass_of_draws(density: Density, draws: np.ndarray) -> float:

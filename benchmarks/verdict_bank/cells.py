@@ -11,7 +11,7 @@ from benchmarks.posteriordb import PORTS
 from benchmarks.posteriordb.cell import arguments
 from benchmarks.posteriordb.database import Posterior, open_database
 from benchmarks.verdict_bank.exact import CONJUGATE, EXACT, conjugate
-from benchmarks.verdict_bank.fits import ENGINES, REFERENCE, VARIATIONAL, possible, spoilt
+from benchmarks.verdict_bank.fits import ENGINES, REFERENCE, VARIATIONAL, NotPossibleError, spoilt
 from benchmarks.verdict_bank.truth import Known, measure, worst
 from inference import Fit, check, fit
 from inference.diagnostics import smooth_weights
@@ -51,9 +51,6 @@ def _rows(model: Any, data: dict[str, Any], posterior: Posterior, kinds: Sequenc
     for kind in kinds:
         row: Row = {"posterior": posterior.name, "fit": kind}
         begin = time.perf_counter()
-        if not possible(kind, posterior):
-            yield row | {"skipped": True}
-            continue
         try:
             if kind in ENGINES:
                 result = by_engine(*ENGINES[kind])
@@ -61,6 +58,8 @@ def _rows(model: Any, data: dict[str, Any], posterior: Posterior, kinds: Sequenc
                 result = spoilt(kind, by_engine(VARIATIONAL, 0), posterior, draws=HALVES[0])
             row["fit_seconds"] = time.perf_counter() - begin
             row |= about(result, half if kind.startswith(REFERENCE) else whole)
+        except NotPossibleError as why:
+            row["skipped"] = str(why)
         except Exception as error:  # a pair that fails is a row that says so
             at = traceback.extract_tb(error.__traceback__)[-1]
             row["failed"] = f"{type(error).__name__}: {error} ({at.name}, line {at.lineno})".splitlines()[0]

@@ -39,6 +39,10 @@ ENGINES: Mapping[str, tuple[Any, int]] = {
 }
 
 
+class NotPossibleError(Exception):
+    """A posterior does not bear this kind of fit."""
+
+
 @dataclass(frozen=True)
 class Spoil:
     """A change of every unconstrained coordinate, or of one: ``factor`` of its sd, ``shift`` in sds."""
@@ -75,15 +79,18 @@ ONE_OF_THE_MODES: Mapping[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]]
 }
 
 
-def possible(kind: str, posterior: Posterior) -> bool:
-    """Whether a posterior bears this kind of fit: moments alone have no draws to spoil."""
-    if kind == ONE_MODE:
-        return posterior.name in ONE_OF_THE_MODES and bool(posterior.draws)
-    return not kind.startswith(REFERENCE) or bool(posterior.draws)
-
-
 def spoilt(kind: str, base: Fit, posterior: Posterior, *, draws: slice) -> Fit:
-    """Make a spoilt fit from one by `VARIATIONAL`; ``draws`` are those of the reference that may be used."""
+    """Make a spoilt fit from one by `VARIATIONAL`; ``draws`` are those of the reference that may be used.
+
+    Raises
+    ------
+    NotPossibleError
+        There are no draws of every latent site to spoil, or only one mode.
+    """
+    if kind.startswith(REFERENCE) and not posterior.draws:
+        raise NotPossibleError("moments have no draws to spoil")
+    if kind == ONE_MODE and posterior.name not in ONE_OF_THE_MODES:
+        raise NotPossibleError("it has one mode")
     with restored_density(base, num_gradients=np.inf) as (density, sites):
         if kind.startswith(GAUSSIAN):
             made = _of_gaussian(base, density, SPOILS[kind.removeprefix(GAUSSIAN)])
@@ -107,6 +114,8 @@ def _of_gaussian(base: Fit, density: Density, spoil: Spoil) -> Made:
 
 def _of_reference(density: Density, draws: Mapping[str, np.ndarray], spoil: Spoil) -> Made:
     """Move exact draws; those that rounding has put at the end of a support are left out."""
+    if not set(density.sites.latent) <= set(draws):
+        raise NotPossibleError("the reference has other sites than the model")
     exact, _ = density.unconstrain(draws)
     exact = exact[np.isfinite(exact).all(axis=1)]
     exact = exact[np.random.default_rng(0).choice(len(exact), NUM_DRAWS, replace=len(exact) < NUM_DRAWS)]

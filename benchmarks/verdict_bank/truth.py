@@ -3,7 +3,8 @@
 Defined once, by the limits of `inference.limits` that verdicts themselves speak in. An estimate (mean, log sd, or
 quantile where tails are too heavy for an sd) is **wrong** when its error exceeds the tolerance by more than Monte Carlo
 error: a user who was told that it is within the tolerance was told something untrue. It is **right** when its error
-is within the GOOD limit but for Monte Carlo error, and within the tolerance: a user could have been told so. Between
+is within the GOOD limit but for Monte Carlo error, and within the tolerance, and when that Monte Carlo error is itself
+under half the tolerance (chains with ten effective draws have not answered): a user could have been told so. Between
 the two either answer will do: grey. A fit is wrong when any of its quantities is, right when all are.
 """
 
@@ -113,7 +114,8 @@ def judged(errors: Errors, among: Collection[bool] | None = None) -> Truth:
     if (size - allowed > errors.tolerance[:, among]).any():
         return Truth.WRONG
     unknown = np.isnan(size)  # an sd that does not exist, a quantile that was not published
-    within = (size - allowed <= errors.good[:, among]) & (size <= errors.tolerance[:, among])
+    tolerance = errors.tolerance[:, among]
+    within = (size - allowed <= errors.good[:, among]) & (size <= tolerance) & (errors.se[:, among] <= tolerance / 2)
     return Truth.RIGHT if (within | unknown).all() else Truth.GREY
 
 
