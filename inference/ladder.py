@@ -150,13 +150,11 @@ class Ladder:
         """Fit a Gaussian from each start; the first one from elsewhere too."""
         few, many = self._draws(FIRST_DRAWS), self._draws(DRAWS)
         tries = [fit_gaussian(self.grad, start, few) for start in (starts[0], self._away(starts[0]))]
-        others = [fit_gaussian(self.grad, start, few) for start in starts[1:]]
-        if any(abs(tries[1].elbo - other.elbo) < AGREEMENT for other in others):
-            tries = tries[:1]  # the second has arrived at another mode, which is known and has a fit of its own
         ends = [found for found in tries if found.settled] or tries
         self.bounds = np.array([found.elbo for found in ends])
         self.agree = bool(np.ptp(self.bounds) < AGREEMENT)
-        firsts = [max(tries, key=lambda found: found.elbo), *others]
+        firsts = [max(tries, key=lambda found: found.elbo)]
+        firsts += [fit_gaussian(self.grad, start, few) for start in starts[1:]]
         return [self._kept(fit_gaussian(self.grad, found.q, many)) for found in firsts]
 
     def more_draws(self, fitted: Sequence[Fitted], num: int) -> list[Fitted]:
