@@ -24,13 +24,13 @@ SHOWN_ALARMS = 12
 EXPLAINED = f"""
 Truth: draws are **wrong** when an error of a mean or of a log sd (of a quantile where tails are heavy) is beyond \
 tolerance ({limits.MEAN_TOLERANCE} sd; a factor of 1.25; {limits.QUANTILE_TOLERANCE} sd) by more than three Monte \
-Carlo errors, **right** when all are within {limits.MEAN_GOOD} sd, 10 % and {limits.QUANTILE_GOOD} sd but for three \
-Monte Carlo errors, and **grey** in between, where either answer will do. False trust: a verdict vouches for what is wrong \
-(`TRUST` for the draws, `TRUST_REWEIGHTED` for the weighted draws, `SOME_PARAMETERS` for those it does not name, \
-`MEANS_ONLY` for means to {limits.MEANS_ONLY_TOLERANCE} sd), among all pairs in which something is. False alarm: draws \
-are right, and the verdict is neither `TRUST` nor `TRUST_REWEIGHTED`, so that "cannot tell" is one. k-hat alone: \
-draws are trusted as they are where it is below {KHAT_ALONE}; pairs without weights (AutoVI that went on to NUTS) do \
-not count for it. In brackets: 95 % Wilson intervals.
+Carlo errors, **right** when all are within {limits.MEAN_GOOD} sd, 10 % and {limits.QUANTILE_GOOD} sd but for \
+three Monte Carlo errors, and **grey** in between, where either answer will do. False trust: a verdict vouches for \
+what is wrong (`TRUST` for the draws, `TRUST_REWEIGHTED` for the weighted draws, `SOME_PARAMETERS` for those it does \
+not name, `MEANS_ONLY` for means to {limits.MEANS_ONLY_TOLERANCE} sd), among all pairs in which something is. False \
+alarm: draws are right, and the verdict is neither `TRUST` nor `TRUST_REWEIGHTED`, so that "cannot tell" is one. \
+k-hat alone: draws are trusted as they are where it is below {KHAT_ALONE}; pairs without weights (AutoVI that went on \
+to NUTS) do not count for it. In brackets: 95 % Wilson intervals.
 """
 
 
