@@ -15,7 +15,7 @@ from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
 from inference.ladder import DRAWS, TARGETS, TYPICAL_STEPS, Ladder
-from inference.modes import seen_from
+from inference.modes import search_from
 from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
 from inference.warm_start import sample_from
 
@@ -122,7 +122,7 @@ class AutoVI:
         begin = time.perf_counter()
         shape = (self.num_chains, self.num_samples)
         latents = density.constrain(answer.points)
-        seen = seen_from(density, answer.points, ladder.climbed) if ladder.full_rank else None
+        seen = search_from(density, answer.points, ladder.climbed, rng) if ladder.full_rank else None
         sampling = time.perf_counter() - begin
         first = answer.gaussian
         return Run(

@@ -56,12 +56,9 @@ class ModeSearch:
 
 
 def modes_seen(fit: Fit) -> ModeSearch:
-    """Search about the fit, and on (-2, 2) unless the engine has looked there from as many starts."""
+    """Give what the engine has seen of modes, if it has looked from as many starts, or search."""
     seen = fit.state.get("mode_search")
-    if not seen or seen["num_starts"] < NUM_STARTS:
-        return search_modes(fit)
-    seen = ModeSearch(**seen)
-    return seen if seen.num_elsewhere else together(seen, search_modes(fit, num_starts=0))
+    return ModeSearch(**seen) if seen and seen["num_starts"] >= NUM_STARTS else search_modes(fit)
 
 
 def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> ModeSearch:
@@ -78,7 +75,7 @@ def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> Mo
     fit
         A fit with a flat density (``fit.state["unconstrained"]``).
     num_starts
-        Number of starts on (-2, 2).
+        Number of starts on (-2, 2), at least one.
     seed
         Seed of the starts.
 
@@ -90,11 +87,19 @@ def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> Mo
     with restored_density(fit, num_gradients=TYPICAL_GRADIENTS) as (density, _):
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
         rng = np.random.default_rng(seed)
-        points = density.starts(num_starts, generator=rng) if num_starts else np.zeros((0, density.dim))
-        near = seen_from(density, draws, find_modes(density, points))
-        if near.num_elsewhere or density.dim > MAX_FULL_RANK:
-            return near
-        return together(near, seen_from(density, draws, find_modes(density, starts_about(density, draws, rng))))
+        points = density.starts(num_starts, generator=rng)
+        return search_from(density, draws, find_modes(density, points), rng)
+
+
+def search_from(density: Density, draws: np.ndarray, climbed: Climbed, rng: np.random.Generator) -> ModeSearch:
+    """See which modes are without draws (n, D) of a fit: those that climbs have found, and those about the draws."""
+    near = seen_from(density, draws, climbed)
+    if near.num_elsewhere or density.dim > MAX_FULL_RANK:
+        return near
+    about = seen_from(density, draws, find_modes(density, starts_about(density, draws, rng)))
+    return _summed(
+        *(getattr(near, name) + getattr(about, name) for name in ("num_starts", "num_settled", "num_elsewhere"))
+    )
 
 
 def starts_about(density: Density, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -117,15 +122,6 @@ def starts_about(density: Density, draws: np.ndarray, rng: np.random.Generator) 
 def _finite(density: Density, points: np.ndarray) -> np.ndarray:
     values, gradients = density.grad(points)
     return points[np.isfinite(values) & np.isfinite(gradients).all(axis=1)]
-
-
-def together(one: ModeSearch, other: ModeSearch) -> ModeSearch:
-    """Add two searches up."""
-    return _summed(
-        one.num_starts + other.num_starts,
-        one.num_settled + other.num_settled,
-        one.num_elsewhere + other.num_elsewhere,
-    )
 
 
 def seen_from(density: Density, draws: np.ndarray, climbed: Climbed) -> ModeSearch:
