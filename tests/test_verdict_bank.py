@@ -157,7 +157,8 @@ def test_the_report_has_every_number_and_every_false_trust():
     assert "8 pairs of 1 posteriors" in text
     assert "2 of 4: 50.0%" in text
     assert text.count("mean of x +0.50") == 1  # the weighted one has no such error
-    assert "1 fits were refused" in text
+    assert "1 fits failed" in text
+    assert "normal_mean, laplace: InputError: no" in text
 
 
 def test_finished_pairs_are_not_run_again(tmp_path: Path, monkeypatch):

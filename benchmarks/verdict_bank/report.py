@@ -20,6 +20,7 @@ TRUSTED = (VerdictKind.TRUST, VerdictKind.TRUST_REWEIGHTED)
 # What is widely done: draws are used as they are where k-hat is below the largest limit for usable weights.
 KHAT_ALONE = khat_limit(10**9)
 SHOWN_ALARMS = 12
+BOTH = ", of both"
 
 EXPLAINED = f"""
 Truth: draws are **wrong** when an error of a mean or of a log sd (of a quantile where tails are heavy) is beyond \
@@ -92,7 +93,7 @@ GROUPS: Mapping[str, Callable[[Row], bool]] = {
     "unconverged": lambda row: row["fit"].startswith("unconverged"),
     "spoilt Gaussians": lambda row: row["fit"].startswith(GAUSSIAN),
     "spoilt references": lambda row: row["fit"].startswith(REFERENCE),
-    **{f"{name}, of both": lambda row, end=f", {name}": row["fit"].endswith(end) for name in SPOILS},
+    **{f"{name}{BOTH}": lambda row, end=f", {name}": row["fit"].endswith(end) for name in SPOILS},
     "one mode of several": lambda row: row["fit"] == ONE_MODE,
 }
 
@@ -108,11 +109,11 @@ def report(rows: Sequence[Row]) -> str:
         f"{len(done)} pairs of {len(posteriors)} posteriors ({sum(name in PORTS for name in posteriors)} ported, "
         f"{len(posteriors) - exact - sum(name in PORTS for name in posteriors)} conjugate, {exact} with exact draws): "
         + ", ".join(f"{truths[truth]} {truth}" for truth in Truth)
-        + f". {len(rows) - len(done)} fits were refused by their engine. "
+        + f". {len(rows) - len(done)} fits failed. "
         + f"`check` takes {sum(row['check_seconds'] for row in done) / max(len(done), 1):.2f} s in the mean."
     )
     parts = [EXPLAINED.strip(), counted, rates(done), verdicts(done)]
-    return "\n\n".join([*parts, trusted_wrongly(done), alarms(done)])
+    return "\n\n".join([*parts, trusted_wrongly(done), alarms(done), failures(rows)]).rstrip()
 
 
 def rates(rows: Sequence[Row]) -> str:
@@ -133,11 +134,13 @@ def rates(rows: Sequence[Row]) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> str:
-    """Count verdicts by truth."""
+    """Count verdicts by truth, and by what was done to a fit."""
+    groups = {f"raw draws {truth}": [row for row in rows if row["truth"] == truth] for truth in Truth}
+    groups |= {name: [row for row in rows if GROUPS[name](row)] for name in GROUPS if name.endswith(BOTH)}
     body = []
-    for truth in Truth:
-        counts = Counter(row["verdict"] for row in rows if row["truth"] == truth)
-        body.append([f"raw draws {truth}", *(str(counts[kind]) for kind in VerdictKind)])
+    for name, mine in groups.items():
+        counts = Counter(row["verdict"] for row in mine)
+        body.append([name, *(str(counts[kind]) for kind in VerdictKind)])
     return markdown(["", *VerdictKind], body)
 
 
@@ -156,6 +159,8 @@ def trusted_wrongly(rows: Sequence[Row]) -> str:
 def alarms(rows: Sequence[Row]) -> str:
     """Where right fits are most often not trusted."""
     alarmed = [row for row in rows if row["truth"] == Truth.RIGHT and row["verdict"] not in TRUSTED]
+    if not alarmed:
+        return "No false alarm."
     counts = Counter(row["posterior"] for row in alarmed).most_common(SHOWN_ALARMS)
     body = []
     for name, count in counts:
@@ -164,6 +169,11 @@ def alarms(rows: Sequence[Row]) -> str:
         body.append([name, f"{count} of {right}", mine[0]["fit"], mine[0]["reason"].replace("|", "/")])
     shown = f"False alarms, the {SHOWN_ALARMS} posteriors with most of them, with the first reason given:"
     return f"{shown}\n\n" + markdown(["posterior", "alarms among right fits", "such as", "reason"], body)
+
+
+def failures(rows: Sequence[Row]) -> str:
+    """List what failed, and why."""
+    return "\n".join(f"- {row['posterior']}, {row['fit']}: {row['failed']}" for row in rows if "failed" in row)
 
 
 def _khat(row: Row) -> str:
