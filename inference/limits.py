@@ -7,6 +7,7 @@ mean off by .2 sd trusted in at most 1 %, an sd off by a factor of 1.25 never. S
 at most 1.5 % trusted. `check` on Gaussians of dimension 2, 10, 50: every nearly exact fit trusted, no wrong one.
 Short chains on Gaussian and skewed posteriors of these dimensions (124 fits in all): every exact one trusted, a mean
 off by .2 sd trusted in 2, an sd off by a factor of 1.25 never.
+What all of them do together, on posteriors and fits that they were not chosen on: `benchmarks/verdict_bank`.
 Lengths are in posterior standard deviations of the reference.
 """
 

@@ -18,6 +18,7 @@ from benchmarks.verdict_bank.report import (
     khat_false_alarm,
     khat_false_trust,
     report,
+    weighting_false_trust,
 )
 from benchmarks.verdict_bank.truth import Known, Truth, judged, measure
 from inference import AutoVI, Verdict, fit
@@ -110,7 +111,7 @@ def test_exact_draws_are_draws_from_the_model(name):
     assert (np.abs(mean) > 5.0 * error).any()
 
 
-def row(truth, verdict, *, khat=0.5, kept=None, method="vi", name="normal_mean", kind="laplace"):
+def row(truth, verdict, *, weighted=None, khat=0.5, kept=None, method="vi", name="normal_mean", kind="laplace"):
     return {
         "posterior": name,
         "fit": kind,
@@ -119,6 +120,7 @@ def row(truth, verdict, *, khat=0.5, kept=None, method="vi", name="normal_mean",
         "kept": kept,
         "khat": khat,
         "method": method,
+        "weighted_truth": weighted,
         "worst": "mean of x +0.50 ± 0.01",
         "worst_weighted": "",
         "reason": "Because.",
@@ -132,7 +134,7 @@ ROWS = [
     row("right", "TRUST", kept="right", khat=None, method="mcmc"),
     row("grey", "CANNOT_TELL"),
     row("wrong", "TRUST", kept="wrong"),
-    row("wrong", "TRUST_REWEIGHTED", kept="right"),
+    row("wrong", "TRUST_REWEIGHTED", kept="right", weighted="right"),
     row("wrong", "DO_NOT_TRUST", khat=None),
     row("right", "TRUST_REWEIGHTED", kept="wrong"),
     {"posterior": "normal_mean", "fit": "laplace", "failed": "InputError: no"},
@@ -145,6 +147,7 @@ def test_rates_count_what_they_say():
     assert false_trust(done) == Rate(2, 4)
     assert false_alarm(done) == Rate(1, 4)
     assert khat_false_trust(done) == Rate(2, 3)
+    assert weighting_false_trust(done) == Rate(1, 3)
     assert khat_false_alarm(done) == Rate(1, 3)
     low, high = Rate(
         2, 4

@@ -178,4 +178,8 @@ EXACT: Mapping[str, ExactPosterior] = {
     "two modes, .9 and .1, D = 5": two_modes(5, share=0.9, apart=4.0),
     "two modes, .6 and .4, one narrow": two_modes(3, share=0.6, apart=3.5, narrow=0.3),
     "two modes that touch": two_modes(2, share=0.6, apart=2.2),
+    # Added after the search for modes was sharpened on the four above, and not looked at before.
+    "held out: two equal modes, D = 10": two_modes(10, share=0.5, apart=3.0),
+    "held out: two modes, one wide, D = 4": two_modes(4, share=0.8, apart=6.0, narrow=2.0),
+    "held out: two modes, .75 and .25, D = 20": two_modes(20, share=0.75, apart=2.5),
 }

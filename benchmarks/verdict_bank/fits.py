@@ -76,6 +76,9 @@ ONE_OF_THE_MODES: Mapping[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]]
     "two modes, .7 and .3": lambda draws: draws["x"].mean(1) < 2.5,
     "two modes, .9 and .1, D = 5": lambda draws: draws["x"].mean(1) < 2.0,
     "two modes, .6 and .4, one narrow": lambda draws: draws["x"].mean(1) < 2.5,
+    "held out: two equal modes, D = 10": lambda draws: draws["x"].mean(1) < 1.5,
+    "held out: two modes, one wide, D = 4": lambda draws: draws["x"].mean(1) < 2.5,
+    "held out: two modes, .75 and .25, D = 20": lambda draws: draws["x"].mean(1) < 1.25,
 }
 
 

@@ -30,8 +30,8 @@ three Monte Carlo errors, and **grey** in between, where either answer will do. 
 what is wrong (`TRUST` for the draws, `TRUST_REWEIGHTED` for the weighted draws, `SOME_PARAMETERS` for those it does \
 not name, `MEANS_ONLY` for means to {limits.MEANS_ONLY_TOLERANCE} sd), among all pairs in which something is. False \
 alarm: draws are right, and the verdict is neither `TRUST` nor `TRUST_REWEIGHTED`, so that "cannot tell" is one. \
-k-hat alone: draws are trusted as they are where it is below {KHAT_ALONE}; pairs without weights (AutoVI that went on \
-to NUTS) do not count for it. In brackets: 95 % Wilson intervals.
+k-hat alone: draws are trusted as they are where it is below {KHAT_ALONE}, or as \
+they are weighted; pairs without weights (AutoVI that went on to NUTS) do not count for it. In brackets: 95 % Wilson intervals.
 """
 
 
@@ -71,6 +71,14 @@ def khat_false_trust(rows: Sequence[Row]) -> Rate:
     """The same of k-hat alone."""
     wrong = [row for row in rows if row["truth"] == Truth.WRONG and row["method"] == "vi"]
     return Rate(sum(_small(row) for row in wrong), len(wrong))
+
+
+def weighting_false_trust(rows: Sequence[Row]) -> Rate:
+    """How often weighted draws are wrong that k-hat alone lets pass, among the same pairs as `khat_false_trust`."""
+    wrong = [row for row in rows if row["truth"] == Truth.WRONG and row["method"] == "vi"]
+    return Rate(
+        sum(_small(row) and (row["weighted_truth"] or row["truth"]) == Truth.WRONG for row in wrong), len(wrong)
+    )
 
 
 def khat_false_alarm(rows: Sequence[Row]) -> Rate:
@@ -128,7 +136,8 @@ def rates(rows: Sequence[Row]) -> str:
     body = []
     for name, belongs in GROUPS.items():
         mine = [row for row in rows if belongs(row)]
-        found = (false_trust(mine), khat_false_trust(mine), false_alarm(mine), khat_false_alarm(mine))
+        trusts = false_trust(mine), khat_false_trust(mine), weighting_false_trust(mine)
+        found = (*trusts, false_alarm(mine), khat_false_alarm(mine))
         body.append([name, *map(str, found)])
     return markdown(header, body)
 
