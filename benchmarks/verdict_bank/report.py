@@ -30,8 +30,8 @@ three Monte Carlo errors, and **grey** in between, where either answer will do. 
 what is wrong (`TRUST` for the draws, `TRUST_REWEIGHTED` for the weighted draws, `SOME_PARAMETERS` for those it does \
 not name, `MEANS_ONLY` for means to {limits.MEANS_ONLY_TOLERANCE} sd), among all pairs in which something is. False \
 alarm: draws are right, and the verdict is neither `TRUST` nor `TRUST_REWEIGHTED`, so that "cannot tell" is one. \
-k-hat alone: draws are trusted as they are where it is below {KHAT_ALONE}, or as \
-they are weighted; pairs without weights (AutoVI that went on to NUTS) do not count for it. In brackets: 95 % Wilson intervals.
+k-hat alone: draws are trusted as they are, or weighted, where it is below {KHAT_ALONE}; pairs without weights \
+(AutoVI that went on to NUTS) do not count for it. In brackets: 95 % Wilson intervals.
 """
 
 
@@ -126,13 +126,8 @@ def report(rows: Sequence[Row]) -> str:
 
 def rates(rows: Sequence[Row]) -> str:
     """Rates by group."""
-    header = [
-        "",
-        "`check`: false trust",
-        "k-hat alone: false trust",
-        "`check`: false alarm",
-        "k-hat alone: false alarm",
-    ]
+    trusts = ("`check`: false trust", "k-hat alone: false trust", "k-hat alone, re-weighted: false trust")
+    header = ["", *trusts, "`check`: false alarm", "k-hat alone: false alarm"]
     body = []
     for name, belongs in GROUPS.items():
         mine = [row for row in rows if belongs(row)]
