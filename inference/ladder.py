@@ -167,12 +167,12 @@ class Ladder:
         z = self._draws(num, random_radius=True)
         return [self._kept(fit_bent(self.grad, found.q, z)) for found in fitted]
 
-    def linear_response(self, fitted: Fitted) -> Fitted:
-        """Give a mean field the covariance of its linear response, where that raises its bound."""
+    def linear_response(self, fitted: Fitted) -> Fitted | None:
+        """Give a mean field the covariance of its linear response; None where that does not raise its bound."""
         z = self._draws(RESPONSE_DRAWS)
         wide = linear_response(self.grad, fitted.q, z) if self.density.dim <= MAX_RESPONSE else None
         if wide is None or best_of(self.log_density, [fitted.q, wide], z) is fitted.q:
-            return fitted
+            return None
         return replace(fitted, q=wide)
 
     def climb(self, name: str, fit: Callable[[int], list[Fitted]], num: int) -> tuple[Proposals, list[Fitted]]:
