@@ -202,7 +202,8 @@ class Ladder:
         least, most = LEAST_PROPOSALS * self.num_draws, MOST_PROPOSALS * self.num_draws
         wanted = np.clip(1.2 * self.target / share, least, most) - len(found.points)
         allowed = max(LAST_SHARE * self.max_evaluations, self.num_draws)
-        return joined(found, self._propose(fitted, int(min(wanted, allowed))))
+        num = int(min(wanted, allowed))
+        return joined(found, self._propose(fitted, num)) if num > 0 else found
 
     def _propose(self, fitted: Sequence[Fitted], num: int) -> Proposals:
         components, masses = [found.q for found in fitted], [found.elbo for found in fitted]

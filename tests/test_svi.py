@@ -90,7 +90,11 @@ def test_an_untrained_guide_fails_the_same_check():
         assert_line(result, MEAN_FIELD_SD)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+# To record the larger flows takes longer than to run them.
+BY_NAME = [pytest.param(g, marks=pytest.mark.slow) if g in ("spline", "realnvp") else g for g in GUIDES]
+
+
+@pytest.mark.parametrize("guide", BY_NAME)
 def test_every_guide_by_name_runs(guide):
     result = fit(schools, SCHOOLS, SVI(guide=guide, num_steps=30, **SMALL), seed=1)
     assert set(result.draws) == {"mu", "tau", "z", "theta"}
