@@ -24,15 +24,16 @@ RIGHT_IF = {"TRUST": "passes", "TRUST_REWEIGHTED": "weighted_passes"}
 YES_NO = {True: "yes", False: "no", None: ""}
 
 EXPLAINED = """
-Errors are the worst over all quantities, in sds of the reference: of a mean, with its Monte Carlo error; of an sd, as \
-a ratio; of a 5, 50 or 95 % quantile. Joint: sliced Wasserstein distance in the space in which the reference is \
-uncorrelated, beside the distance that as many exact draws would have. Seconds are those of warm-up and draws, or of \
-the optimisation and draws; start-up is reading the model, compiling, and sites that follow from the draws. Verdict: \
-what `check` says without having seen the reference. A fit passes when every mean is within 0.1 sd plus four Monte \
-Carlo errors and every sd within 15 %, or every quantile within 0.1 sd plus four errors where tails are heavy; \
-re-weighted, when its means and sds after importance weighting are. Close: the worst mean within 0.1 sd and sds within 10 %; rough: 0.25 and 0.8 to 1.25; no \
-allowance for Monte Carlo errors in either. Trusted: the verdict is TRUST, or TRUST_REWEIGHTED, which speaks of the \
-re-weighted draws. References without draws have published means and sds only.
+Errors are the worst over all quantities, in sds of the reference: of a mean, with its Monte Carlo error; of an \
+sd, as a ratio; of a 5, 50 or 95 % quantile. Joint: sliced Wasserstein distance in the space in which the \
+reference is uncorrelated, beside the distance that as many exact draws would have. Seconds are those of warm-up \
+and draws, or of the optimisation and draws; start-up is reading the model, compiling, and sites that follow \
+from the draws. Verdict: what `check` says without having seen the reference. A fit passes when every mean is \
+within 0.1 sd plus four Monte Carlo errors and every sd within 15 %, or every quantile within 0.1 sd plus four \
+errors where tails are heavy; re-weighted, when its means and sds after importance weighting are. Close: the \
+worst mean within 0.1 sd and sds within 10 %; rough: 0.25 and 0.8 to 1.25; no allowance for Monte Carlo errors \
+in either. Trusted: the verdict is TRUST, or TRUST_REWEIGHTED, which speaks of the re-weighted draws. References \
+without draws have published means and sds only.
 """
 
 
