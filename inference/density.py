@@ -329,7 +329,6 @@ class Density:
             self._compare(*got, tolerance=tolerance)
 
     def _compare(self, gradients: Any, values: Any, *, tolerance: float) -> None:
-        """Hold gradients and values at the workable points against eager Pyro's."""
         for expected, got, what in zip(self._workable[1:], (gradients, values), ("gradient", "value"), strict=True):
             scale = expected.abs().amax(dim=tuple(range(1, expected.dim())), keepdim=True) + 1.0
             got = torch.as_tensor(got, dtype=self.dtype)
