@@ -36,6 +36,7 @@ MEAN = COVARIANCE @ _design.T @ LINE["y"] / 6.25
 MEAN_FIELD_SD = np.diag(np.linalg.inv(COVARIANCE)) ** -0.5
 FULL_SD = np.diag(COVARIANCE) ** 0.5
 
+NO_ROWS = np.empty((0, 0))
 SMALL = {"num_samples": 500, "num_chains": 2}
 # Optimiser noise left at the end of a run, in posterior sds.
 BIAS = 0.15
@@ -333,11 +334,11 @@ def test_plateau_rule():
 
 def test_stages_end_only_at_plateaus():
     stages = Stages(window=50)
-    assert not any(stages.step(float(-i)) for i in range(1000))
+    assert not any(stages.step([float(-i)], NO_ROWS) for i in range(1000))
     rng = np.random.default_rng(0)
     steps = 0
     while not stages.finished:
-        stages.step(float(rng.normal()))
+        stages.step([float(rng.normal())], NO_ROWS)
         steps += 1
         assert steps < 20_000
     assert stages.stage == Stages.NUM_STAGES
