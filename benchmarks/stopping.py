@@ -21,6 +21,7 @@ from benchmarks import machine
 from benchmarks.command import publish
 from benchmarks.models import CASES
 from benchmarks.posteriordb import PORTS
+from benchmarks.posteriordb.cell import arguments
 from benchmarks.posteriordb.database import open_database
 from benchmarks.tables import markdown, number
 from inference import SVI, fit, fixed_draws
@@ -29,12 +30,12 @@ from inference.gaussian_iterates import GaussianIterates
 
 REFERENCE_DRAWS = 4096
 GUIDES = ("normal", "multivariate_normal")
-# RABVI starts at a large step, as its authors do, since its levels end when averages are known, whatever their noise.
+# By default the plateau rule takes one draw a step and RABVI ten; each is run with the other's, too.
 RULES = {
     "plateau": {"stopping": "plateau"},
-    "rabvi": {"stopping": "rabvi"},
-    "rabvi, 10 draws": {"stopping": "rabvi", "num_particles": 10},
     "plateau, 10 draws": {"stopping": "plateau", "num_particles": 10},
+    "rabvi, 1 draw": {"stopping": "rabvi", "num_particles": 1},
+    "rabvi": {"stopping": "rabvi"},
 }
 
 
@@ -51,12 +52,13 @@ class Stopped(NamedTuple):
 def problems(database: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     """Models with their data, by title."""
     stored = open_database(database)
-    schools, radon = "eight_schools-eight_schools_noncentered", "radon_contextual_effects_minnesota_halfnormal"
+    names = ("eight_schools-eight_schools_noncentered", "radon_contextual_effects_minnesota_halfnormal")
+    schools, radon = ((PORTS[name], arguments(PORTS[name], stored.posterior(name))) for name in names)
     logistic = CASES["logistic-1000x20"]
     return {
-        "eight schools": (PORTS[schools], stored.posterior(schools).data),
+        "eight schools": schools,
         "logistic regression": (logistic.pyro, logistic.data()),
-        "radon": (PORTS[radon], stored.posterior(radon).data),
+        "radon": radon,
     }
 
 
@@ -132,9 +134,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["eight schools", "logistic regression", "radon"])
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
     parser.add_argument("--out", type=Path, help="a document whose section of this name is replaced or added")
-    arguments = parser.parse_args()
-    made = table(arguments.database, arguments.seeds, arguments.models, arguments.rules)
-    publish("stopping", [machine.describe(), made], arguments.out)
+    options = parser.parse_args()
+    made = table(options.database, options.seeds, options.models, options.rules)
+    publish("stopping", [machine.described(), made], options.out)
 
 
 if __name__ == "__main__":

@@ -129,11 +129,30 @@ class Rabvi:
         self._rows, self._numbers, self._losses = _Rows(), _Rows(), []
         self._start: int | None = None  # first step of the stationary window
         self._look = FIRST_WINDOW
+        self._ess, self._error = 0.0, np.inf
 
     @property
     def average(self) -> np.ndarray:
         """Average (P,) of the last level that has ended."""
         return self.levels[-1].average
+
+    @property
+    def missing(self) -> str:
+        """Why the level in progress has not ended."""
+        where = f"level {len(self.levels) + 1}, at {self._rate:g} times the first learning rate, has not ended:"
+        advice = "raise num_particles, which lowers the noise, or lr, if it is far from the optimum"
+        if self._start is None:
+            return f"{where} its iterates are not stationary (R-hat above {MAX_RHAT}); {advice}"
+        known = f"its average has {self._ess:.0f} effective iterates of the {MIN_ESS} needed"
+        return f"{where} {known}, and a Monte Carlo error of {self._error:.2g} of {self._tolerance:.2g}; {advice}"
+
+    @property
+    def _rate(self) -> float:
+        return self.shrink ** len(self.levels)
+
+    @property
+    def _tolerance(self) -> float:
+        return MAX_ERROR * self._rate
 
     @property
     def until_look(self) -> int:
@@ -168,13 +187,13 @@ class Rabvi:
             return None
         numbers = self._numbers.since(self._start)
         ess, error = error_of_average(numbers)
-        tolerance = MAX_ERROR * self.shrink ** len(self.levels)
         worst = float((error / self.watch.unit(numbers.mean(axis=0))).max())
-        if ess < MIN_ESS or worst > tolerance:
+        self._ess, self._error = ess, worst
+        if ess < MIN_ESS or worst > self._tolerance:
             return None
         losses = np.array(self._losses[self._start :])
         return Level(
-            rate=self.shrink ** len(self.levels),
+            rate=self._rate,
             num_steps=len(self._losses),
             average=self._rows.since(self._start).mean(axis=0),
             loss=float(losses.mean()),
@@ -292,7 +311,7 @@ def relative_gain(levels: list[Level], distances: list[float]) -> float:
 
 
 def relative_cost(levels: list[Level]) -> float:
-    """Steps that the next level is expected to take, in shares of those of this one and `FREE_STEPS`."""
+    """Predict the steps of the next level, in shares of those of this one and `FREE_STEPS`."""
     rates, steps = (np.log([getattr(level, name) for level in levels]) for name in ("rate", "num_steps"))
     expected = np.exp(steps[-1] + _slope(rates, steps) * np.log(Rabvi.shrink))
     return float(expected / (levels[-1].num_steps + FREE_STEPS))

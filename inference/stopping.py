@@ -43,6 +43,11 @@ class Rule(Protocol):
         """Whether the last level has ended."""
         ...
 
+    @property
+    def missing(self) -> str:
+        """What is missing where the budget is spent, in words for the user; empty where the losses tell."""
+        ...
+
 
 def improvement(losses: Sequence[float], window: int) -> tuple[float, float]:
     """Mean decrease from the window before last to the last one, and its standard error.
@@ -84,6 +89,7 @@ class Stages:
     NUM_STAGES = 3
     shrink = 0.25
     reason = "the loss has stopped improving"
+    missing = ""
 
     def __init__(self, *, window: int = 200) -> None:
         self.window = window

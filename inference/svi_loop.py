@@ -219,6 +219,8 @@ class Loop:
         )
 
     def _budget_spent(self) -> Status:
+        if self.rule is not None and self.rule.missing:
+            return Status("budget_spent", f"Ran {len(self.losses)} steps, and {self.rule.missing}.")
         window = max(1, min(len(self.losses) // 4, 500))
         if window > 1 and plateaued(self.losses, window):
             return Status("converged", f"Ran {len(self.losses)} steps; the loss has stopped improving.")
