@@ -159,6 +159,15 @@ class Rabvi:
         """Steps until the rule looks again."""
         return self._look - len(self._losses)
 
+    def summary(self) -> dict[str, np.ndarray]:
+        """One entry per level that has ended: the fields of `Level`, and ``distance`` to the one before, NaN at first.
+
+        ``average`` is left out: the last one is in the fitted parameters.
+        """
+        names = ("rate", "num_steps", "loss", "loss_se", "error")
+        made = {name: np.array([getattr(level, name) for level in self.levels]) for name in names}
+        return made | {"distance": np.array([np.nan, *self.distances][: len(self.levels)])}
+
     def step(self, losses: np.ndarray, rows: np.ndarray) -> bool:
         """Record losses and block means, up to the next look at most; return whether this level has just ended."""
         self._losses.extend(losses)

@@ -82,7 +82,8 @@ class SVI:
         on fixed draws that double until they are not over-fitted); a torch optimiser class, ``functools.partial`` of
         one, or a ``pyro.optim`` object (whose own learning rate then wins over ``lr``).
     lr
-        Learning rate; by default 0.02, 0.1 with ``stopping="rabvi"``, which lowers it, 0.002 for flows, and 1 for ``dowg``, where it multiplies the step.
+        Learning rate; by default 0.02, 0.1 with ``stopping="rabvi"``, which lowers it, 0.002 for flows, and 1 for
+        ``dowg``, where it multiplies the step.
     lr_schedule
         Takes the torch optimiser and returns a ``torch.optim.lr_scheduler``, stepped after every step; needs
         ``num_steps``.
@@ -210,7 +211,7 @@ class SVI:
             notes=tuple(dict.fromkeys([*drawn.notes, *([reason] if reason and self.backend != "auto" else [])])),
             state={
                 **drawn.state,
-                **({"levels": loop.rule.levels} if isinstance(getattr(loop, "rule", None), Rabvi) else {}),
+                **({"levels": loop.rule.summary()} if isinstance(getattr(loop, "rule", None), Rabvi) else {}),
                 "num_gradients": getattr(loop, "num_gradients", len(loop.losses) * self._particles),
                 "backend": f"{type(loss).__name__}, {name}{f' ({reason})' if reason else ''}",
                 "guide": guide,
