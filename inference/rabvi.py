@@ -132,9 +132,11 @@ class Rabvi:
         self._ess, self._error = 0.0, np.inf
 
     @property
-    def average(self) -> np.ndarray:
-        """Average (P,) of the last level that has ended."""
-        return self.levels[-1].average
+    def average(self) -> np.ndarray | None:
+        """Average (P,) of the level that has just ended; in the middle of one, of its later half."""
+        if len(self._rows.values):
+            return self._rows.since(len(self._losses) // 2).mean(axis=0)
+        return self.levels[-1].average if self.levels else None
 
     @property
     def missing(self) -> str:

@@ -35,7 +35,7 @@ class Rule(Protocol):
 
     @property
     def average(self) -> np.ndarray | None:
-        """Parameters (P,) to go on from when a level has ended; None for those of the last step."""
+        """Parameters (P,) to go on from at the end of a level or of the budget; None for those of the last step."""
         ...
 
     @property

@@ -220,6 +220,8 @@ class Loop:
 
     def _budget_spent(self) -> Status:
         if self.rule is not None and self.rule.missing:
+            if self.rule.average is not None:
+                self.steps.move(self.rule.average)
             return Status("budget_spent", f"Ran {len(self.losses)} steps, and {self.rule.missing}.")
         window = max(1, min(len(self.losses) // 4, 500))
         if window > 1 and plateaued(self.losses, window):
