@@ -192,7 +192,8 @@ class Rabvi:
 
     def _ended(self) -> Level | None:
         """Give the level if its iterates are stationary and their average is known well enough."""
-        if self._start is None:
+        # A window grows for as long as it is stationary: one that was taken too early is given up.
+        if self._start is None or split_rhat(self._numbers.since(self._start)) > MAX_RHAT:
             self._start = stationary_since(self._numbers.values, self._numbers.length)
         if self._start is None:
             return None

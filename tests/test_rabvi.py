@@ -307,3 +307,19 @@ def test_eager_steps_record_and_move():
         assert (means[0] != iterates[9]).any()  # control
         steps.move(means[0])
         assert torch.cat([p.detach().reshape(-1) for p in steps.params]).tolist() == means[0].tolist()
+
+
+def test_a_window_that_was_taken_too_early_is_given_up():
+    """Iterates that pause, too short for their average to be known, and then walk on to where they stay."""
+    pause = 800
+    iterates = autoregression(60_000, 1, 0.95)
+    iterates[pause:] += 30.0
+    rule, taken, starts = Rabvi(WatchPoint()), 0, []
+    while not rule.levels and taken < len(iterates):
+        part = iterates[taken : taken + rule.until_look]
+        taken += len(part)
+        rule.step(part[:, 0].tolist(), blocks(part))
+        starts.append((taken, rule._start))
+    assert any(when <= pause and start is not None for when, start in starts)  # it was taken
+    assert rule.levels
+    assert abs(rule.levels[0].average[0] - 30.0) < 0.5
