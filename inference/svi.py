@@ -39,7 +39,7 @@ LEARNING_RATE, DOWG_RATE = 0.02, 1.0
 # below the best of a grid, 4 draws at 0.001 up to 0.15; at 0.01 the steps diverge.
 FLOW_RATE, FLOW_PARTICLES = 0.002, 16
 # RABVI lowers the rate from a large one, where iterates forget fast, and needs draws enough that they stay near the
-# optimum there: with one draw eight schools took 13 800 to 23 000 steps and ended 0.1 sds off, with 10 draws 0.04.
+# optimum there: with one draw eight schools took 15 000 to 32 000 steps and ended 0.1 sds off, with 10 draws 0.03.
 RABVI_RATE, RABVI_PARTICLES = 0.1, 10
 
 
