@@ -23,9 +23,7 @@ BACKENDS = ("auto", "native", "python")
 # Evaluations of a fit, to estimate whether compiling pays, now or when the library is next found in the cache: some
 # 15 000, which in batches cost less than single ones.
 TYPICAL_GRADIENTS = 7500
-# The variational rungs may take this share of the budget. NUTS from there, in whitened coordinates and with a short
-# warm-up, needs a half or less of what it needs by itself.
-LADDER_SHARE = 0.6
+# NUTS from a fit, in whitened coordinates, has scales and correlations already.
 HAND_OVER_WARMUP = 300
 
 
@@ -70,11 +68,12 @@ class AutoVI:
     Notes
     -----
     ``fit.state``: ``"ladder"``, one dict for each rung (`inference.ladder.Rung`); ``"rung"``, the one whose draws these
-    are; ``"loc"`` (D,), ``"scale"`` (D, D) or (D,) of the Gaussian; ``"elbo"``, ``"elbo_se"`` of the fitted
-    distribution; ``"starts"``: ``"elbo"`` of the two fits and whether they ``"agree"``; ``"modes"``; and
-    ``"importance"`` for draws that are resampled: ``"khat"``, ``"khat_limit"``, ``"ess"``, ``"num_proposals"``,
-    ``"log_evidence"``. Draws that are not (above 250 dimensions, or where nothing better could be afforded) come with
-    ``log_q`` and ``log_weight`` in ``fit.stats``.
+    are; ``"loc"`` (D,), ``"scale"`` (D, D) or (D,) of the Gaussian; ``"elbo"``, ``"elbo_se"``, the bound that belongs
+    to the draws: for resampled ones the importance-weighted bound (Domke & Sheldon 2018), an estimate of the log
+    evidence; ``"starts"``: ``"elbo"`` of the two fits and whether they ``"agree"``; ``"mode_search"``; and
+    ``"importance"`` for draws that are resampled: ``"khat"``, ``"khat_limit"``, ``"ess"``, ``"num_proposals"``. Draws
+    that are not (above 250 dimensions, or where weights cannot be made) come with ``log_q`` and ``log_weight`` in
+    ``fit.stats``.
     """
 
     method: ClassVar[str] = "vi"
@@ -141,7 +140,8 @@ class AutoVI:
                 "rung": answer.rung,
                 "loc": first.loc,
                 "scale": first.scale,
-                **_best_bound(ladder, answer),
+                "elbo": answer.elbo,
+                "elbo_se": answer.elbo_se,
                 "starts": {"elbo": ladder.bounds, "agree": ladder.agree},
                 **answer.state,
                 **({"mode_search": asdict(seen)} if seen else {}),
@@ -151,11 +151,11 @@ class AutoVI:
     def _climb(self, ladder: Ladder, problem: Problem) -> "_Answer":
         """Go up until a rung is good enough, then draw from it."""
         starts = ladder.start(self.num_starts)
-        predicted = predicted_gradients(starts[0])
-        ladder.max_evaluations = LADDER_SHARE * self.budget * predicted
         gaussians = ladder.gaussian(starts)
+        ladder.max_evaluations = self.budget * predicted_gradients(gaussians[0].q)
         if not ladder.full_rank:
-            return _raw(ladder, "mean_field", ladder.linear_response(gaussians[0]))
+            wide = ladder.linear_response(gaussians[0])
+            return _raw(ladder, "linear_response", wide) if wide else _raw(ladder, "mean_field", gaussians[0])
         rungs = {
             "gaussian": (lambda num: gaussians if num == DRAWS else ladder.more_draws(gaussians, num), DRAWS),
             "bent": (lambda num: ladder.bent(gaussians, num), 2 * DRAWS),
@@ -221,10 +221,10 @@ def _resampled(ladder: Ladder, rung: str, found: Proposals, first: Gaussian) -> 
         "khat_limit": khat_limit(len(found.points)),
         "ess": found.ess,
         "num_proposals": len(found.points),
-        "log_evidence": found.log_evidence,
     }
     stats = {"lp": found.log_density[chosen]}
-    return _Answer(rung, found.points[chosen], first, stats, found.elbo, found.elbo_se, {"importance": importance})
+    bound = found.log_evidence, found.log_evidence_se
+    return _Answer(rung, found.points[chosen], first, stats, *bound, {"importance": importance})
 
 
 def _raw(ladder: Ladder, rung: str, fitted: Fitted) -> _Answer:
@@ -236,12 +236,6 @@ def _raw(ladder: Ladder, rung: str, fitted: Fitted) -> _Answer:
     bound, error = mean_and_error(log_p - log_q)
     stats = {"lp": log_p, "log_q": log_q, "log_weight": log_p - log_q}
     return _Answer(rung, points, q if isinstance(q, Gaussian) else q.base, stats, bound, error, {}, fitted.settled)
-
-
-def _best_bound(ladder: Ladder, answer: _Answer) -> dict[str, float]:
-    """Give the largest bound of the rungs: a rung is left for its weights, not for its bound."""
-    bounds = [(answer.elbo, answer.elbo_se), *((rung.elbo, rung.elbo_se) for rung in ladder.rungs)]
-    return dict(zip(("elbo", "elbo_se"), max(bounds), strict=True))
 
 
 def predicted_gradients(q: Gaussian) -> float:

@@ -21,6 +21,7 @@ from inference.graph import batched, loop, map_draws, python_seconds, random_nod
 from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_graph
 from inference.recorded import Inputs, bound_graph
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
+from inference.supports import constrain_all, fixed_transforms
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +97,10 @@ class Density:
     labels
         One name per coordinate; the coordinates of an unconstrained site may be fewer than those of the site.
     backend
-        ``"graph"``: recorded, verified against eager Pyro, batched. ``"native"``: that graph compiled, after `compile`.
-        ``"eager"``: Pyro itself, point by point.
+        ``"graph"``: recorded, verified against eager Pyro, batched. ``"native"``: that graph compiled, after `compile`,
+        then in ``native``. ``"eager"``: Pyro itself, point by point.
     reason
         Why something slower runs than was asked for; empty otherwise.
-    native
-        The compiled graph, after `compile` has succeeded; else None.
     graph
         The recorded function ``vector (D,) -> (gradient (D,), value)``, with data and constants as buffers; None where
         the backend is ``"eager"``.
@@ -116,6 +115,7 @@ class Density:
         start = {name: _unconstrained(prototype.nodes[name]) for name in sites.latent}
         self._shapes = {name: value.shape for name, value in start.items()}
         self._evaluator = _evaluator(prototype, sites)
+        self._transforms = fixed_transforms(prototype, sites.latent)
         self.labels = [label for name, shape in self._shapes.items() for label in flat_labels(name, tuple(shape))]
         self.dim = len(self.labels)
         self.num_gradients = 0
@@ -173,8 +173,7 @@ class Density:
         except Exception as error:  # an operation that the device lacks, too little memory
             self.reason = f"batches run on the CPU, since they failed on {device} ({one_line(error)})"
         else:
-            self.device, self._many = device, gradients
-            self._values = lambda points: values(points.to(device)).cpu()
+            self.device, self._many, self._values = device, gradients, lambda points: values(points.to(device)).cpu()
 
     def require_no_noise(self) -> None:
         """Raise `InputError` for a model whose density depends on random numbers that it draws."""
@@ -189,9 +188,10 @@ class Density:
         )
 
     def unflatten(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Split one vector (D,) into unconstrained values by site."""
-        parts = torch.split(vector, [shape.numel() for shape in self._shapes.values()])
-        return {name: part.reshape(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        """Split one vector (D,), or many (n, D), into unconstrained values by site."""
+        parts = torch.split(vector, [shape.numel() for shape in self._shapes.values()], dim=-1)
+        lead = vector.shape[:-1]
+        return {n: part.reshape(lead + shape) for (n, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def flatten(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Join unconstrained values by site into one vector (D,)."""
@@ -242,7 +242,10 @@ class Density:
 
     def constrain(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Values of the latent sites, ``name -> (n, *shape)``, at n points (n, D)."""
-        return map_draws(self._constrain_one, torch.as_tensor(points, dtype=self.dtype))
+        points = torch.as_tensor(points, dtype=self.dtype)
+        if self._transforms is None:
+            return map_draws(self._constrain_one, points)
+        return constrain_all(self._transforms, self.unflatten(points))
 
     def unconstrain(self, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Points (n, D) at which the latent sites have the values ``name -> (n, *shape)``, and log Jacobians (n,)."""
@@ -291,10 +294,8 @@ class Density:
         try:
             self.graph = bound_graph(function, example, inputs, key=self._key, check=self._verify)
         except Exception as error:  # recording can fail in as many ways as models can be written
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            self.reason = (
-                f"the model could not be recorded, so eager Pyro runs it ({type(error).__name__}: {first_line})"
-            )
+            said = f"{type(error).__name__}: {one_line(error)}"
+            self.reason = f"the model could not be recorded, so eager Pyro runs it ({said})"
             logger.info(self.reason)
         else:
             self._single, self._many = self.graph, batched(self.graph, numbers=widest(self.graph))
@@ -328,7 +329,6 @@ class Density:
             self._compare(*got, tolerance=tolerance)
 
     def _compare(self, gradients: Any, values: Any, *, tolerance: float) -> None:
-        """Hold gradients and values at the workable points against eager Pyro's."""
         for expected, got, what in zip(self._workable[1:], (gradients, values), ("gradient", "value"), strict=True):
             scale = expected.abs().amax(dim=tuple(range(1, expected.dim())), keepdim=True) + 1.0
             got = torch.as_tensor(got, dtype=self.dtype)

@@ -195,14 +195,23 @@ def kl_gap(log_weight: np.ndarray, weights: Weights) -> tuple[float, float]:
 
 
 def _by_weights(fit: Fit) -> Evidence:
+    if "importance" in fit.state:
+        numbers = fit.state["importance"]
+        if not numbers["khat"] < numbers["khat_limit"]:
+            raise InputError(_too_heavy(numbers["khat"], numbers["khat_limit"]))
+        return Evidence(fit.state["elbo"], fit.state["elbo_se"], "psis", numbers["ess"], numbers["khat"])
     if "log_weight" not in fit.stats:
         raise InputError("fit: expected one with importance weights, from AutoVI or SVI; use method='bridge'.")
     log_weight = np.asarray(fit.stats["log_weight"], dtype=np.float64).ravel()
     weights, limit = smooth_weights(log_weight), khat_limit(log_weight.size)
     if not weights.khat < limit:
-        raise InputError(f"fit: its k-hat is {weights.khat:.2f}, expected below {limit:.2f}; use method='bridge'.")
+        raise InputError(_too_heavy(weights.khat, limit))
     value, se = weights_evidence(log_weight, weights)
     return Evidence(value, se, "psis", weights.ess, weights.khat)
+
+
+def _too_heavy(khat: float, limit: float) -> str:
+    return f"fit: its k-hat is {khat:.2f}, expected below {limit:.2f}; use method='bridge'."
 
 
 def _posterior_draws(density: Density, draws: np.ndarray, seed: int) -> np.ndarray:

@@ -77,11 +77,21 @@ class AutoFlow(AutoContinuous):
         from zuko.transforms import ComposedTransform
 
         flow = self.flow()
+        return FlowDistribution(NormalizingFlow(ComposedTransform(self._affine().inv, flow.transform.inv), flow.base))
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the map from standard normal draws to the latent vector; None before the guide has run."""
+        if not hasattr(self, "flow"):
+            return None
+        from zuko.transforms import ComposedTransform
+
+        return ComposedTransform(self.flow().transform, self._affine())
+
+    def _affine(self) -> torch.distributions.Transform:
+        """Give the map from the whitened space to the latent vector."""
         if self.scale.ndim == 2:
-            affine = LowerCholeskyAffine(self.loc, scale_tril=self.scale)
-        else:
-            affine = AffineTransform(self.loc, self.scale, event_dim=1)
-        return FlowDistribution(NormalizingFlow(ComposedTransform(affine.inv, flow.transform.inv), flow.base))
+            return LowerCholeskyAffine(self.loc, scale_tril=self.scale)
+        return AffineTransform(self.loc, self.scale, event_dim=1)
 
 
 def spline(dim: int) -> Any:

@@ -71,6 +71,11 @@ class Proposals:
         """Log of the mean weight: an estimate of the log evidence, in nats."""
         return float(logsumexp(self.log_weight) - np.log(len(self.log_weight)))
 
+    @property
+    def log_evidence_se(self) -> float:
+        """Its standard error, by the variance of the weights."""
+        return float(np.sqrt(max(1.0 / self.ess - 1.0 / len(self.weights), 0.0))) if self.ess > 0 else np.inf
+
     def resample(self, num: int, rng: np.random.Generator) -> np.ndarray:
         """Give indices (num,) of proposals, each as often as its weight asks for, but for rounding; in random order."""
         grid = (np.arange(num) + rng.uniform()) / num

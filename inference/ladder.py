@@ -24,8 +24,8 @@ from inference.starts import Climbed, Mode, best_gaussian, best_of, find_modes
 
 # Fits begin on few fixed draws, from two starts; the better one goes on with more.
 FIRST_DRAWS, DRAWS, MAX_DRAWS = 32, 256, 4096
-# The objective on N fixed draws over-fits them by the gap between its bound and that on fresh draws. Where the gap is
-# more than this, and more than two standard errors, N is doubled (Burroni, Domke & Sheldon 2024).
+# The objective on N fixed draws over-fits them by the gap between its bound and that on fresh draws. Where that is more
+# than this and two standard errors, and the weights are poor, N is doubled (compare Burroni, Domke & Sheldon 2024).
 GAP = 0.1
 # Two fits agree when their bounds on the same draws differ by less than this, in nats.
 AGREEMENT = 0.1
@@ -167,12 +167,12 @@ class Ladder:
         z = self._draws(num, random_radius=True)
         return [self._kept(fit_bent(self.grad, found.q, z)) for found in fitted]
 
-    def linear_response(self, fitted: Fitted) -> Fitted:
-        """Give a mean field the covariance of its linear response, where that raises its bound."""
+    def linear_response(self, fitted: Fitted) -> Fitted | None:
+        """Give a mean field the covariance of its linear response; None where that does not raise its bound."""
         z = self._draws(RESPONSE_DRAWS)
         wide = linear_response(self.grad, fitted.q, z) if self.density.dim <= MAX_RESPONSE else None
         if wide is None or best_of(self.log_density, [fitted.q, wide], z) is fitted.q:
-            return fitted
+            return None
         return replace(fitted, q=wide)
 
     def climb(self, name: str, fit: Callable[[int], list[Fitted]], num: int) -> tuple[Proposals, list[Fitted]]:
@@ -183,7 +183,7 @@ class Ladder:
             found = self._propose(fitted, self.num_draws)
             over_fitted = fitted[0].elbo - found.elbo > GAP + 2 * found.elbo_se or found.elbo_se > GAP
             dear = 2 * num > MAX_DRAWS or not self.may_spend(2 * num * TYPICAL_STEPS)
-            if len(fitted) > 1 or not over_fitted or self.good(found) or dear:
+            if len(fitted) > 1 or not over_fitted or self.acceptable(found) or dear:
                 break
             num *= 2
         seconds, spent = time.perf_counter() - begin, self.num_evaluations - before
@@ -192,8 +192,12 @@ class Ladder:
 
     # --- Weights ----------------------------------------------------------------------------------------------------
 
+    def acceptable(self, found: Proposals) -> bool:
+        """Whether enough proposals of this kind would do."""
+        return found.khat < limits.KHAT_REWEIGHTED and found.share * MOST_PROPOSALS * self.num_draws >= self.target
+
     def good(self, found: Proposals) -> bool:
-        """Whether the climb may end here."""
+        """Whether the climb may end here: another rung would gain little."""
         return found.khat < limits.KHAT_REWEIGHTED and found.share >= GOOD_SHARE
 
     def enough(self, found: Proposals, fitted: Sequence[Fitted]) -> Proposals:
@@ -202,7 +206,8 @@ class Ladder:
         least, most = LEAST_PROPOSALS * self.num_draws, MOST_PROPOSALS * self.num_draws
         wanted = np.clip(1.2 * self.target / share, least, most) - len(found.points)
         allowed = max(LAST_SHARE * self.max_evaluations, self.num_draws)
-        return joined(found, self._propose(fitted, int(min(wanted, allowed))))
+        num = int(min(wanted, allowed))
+        return joined(found, self._propose(fitted, num)) if num > 0 else found
 
     def _propose(self, fitted: Sequence[Fitted], num: int) -> Proposals:
         components, masses = [found.q for found in fitted], [found.elbo for found in fitted]

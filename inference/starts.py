@@ -31,7 +31,7 @@ NEGLIGIBLE = -20.0
 START_TRIES = 20
 START_WIDTH = 2.0  # wider than the posterior, so that chains that do not mix still show it
 NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.search_modes`
-FIRST_STEPS = 15  # of a climb, before it is asked whether it is on the slope of a known mode
+FIRST_STEPS = 10  # of a climb, before it is asked whether it is on the slope of a known mode
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
 # than a nat is a ripple that no sampler or optimiser notices.
 MIN_DIP = 1.0

@@ -2,11 +2,51 @@
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 # An improvement under this many nats per window is none: it bounds the wait on losses without noise.
 NEGLIGIBLE = 1e-3
+# Iterates are recorded as means over so many steps: rules look every 50 steps at most, and windows are whole blocks.
+BLOCK_STEPS = 10
+
+
+class Rule(Protocol):
+    """When to lower the learning rate, when to stop, and which average of the iterates to end with."""
+
+    # Factor of the learning rate from one level to the next, and why it stopped, in words for the user.
+    shrink: float
+    reason: str
+
+    @property
+    def until_look(self) -> int:
+        """Steps until the rule looks again, a multiple of `BLOCK_STEPS` after a look."""
+        ...
+
+    @property
+    def records(self) -> bool:
+        """Whether the next iterates are recorded."""
+        ...
+
+    def step(self, losses: Sequence[float], rows: np.ndarray) -> bool:
+        """Record losses, up to the next look at most, and block means (n, P); whether this level has just ended."""
+        ...
+
+    @property
+    def average(self) -> np.ndarray | None:
+        """Parameters (P,) to go on from at the end of a level or of the budget; None for those of the last step."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last level has ended."""
+        ...
+
+    @property
+    def missing(self) -> str:
+        """What is missing where the budget is spent, in words for the user; empty where the losses tell."""
+        ...
 
 
 def improvement(losses: Sequence[float], window: int) -> tuple[float, float]:
@@ -45,24 +85,31 @@ class Stages:
         Steps per window of the first stage.
     """
 
-    SHRINK = 0.25
     GROW = 2
     NUM_STAGES = 3
+    shrink = 0.25
+    reason = "the loss has stopped improving"
+    missing = ""
 
     def __init__(self, *, window: int = 200) -> None:
         self.window = window
         self.stage = 0
         self._losses: list[float] = []
+        self._sum: np.ndarray | None = None
+        self._num_rows = 0
 
     @property
     def until_look(self) -> int:
         """Steps until the rule looks at the losses again."""
         return self.window - len(self._losses) % self.window
 
-    def step(self, *losses: float) -> bool:
-        """Record losses, up to the next look at most; return whether this stage has just ended."""
+    def step(self, losses: Sequence[float], rows: np.ndarray) -> bool:
+        """Record losses, up to the next look at most, and block means; return whether this stage has just ended."""
         self._losses.extend(losses)
-        if not losses or len(self._losses) % self.window or not plateaued(self._losses, self.window):
+        if len(rows):
+            self._sum = rows.sum(axis=0) if self._sum is None else self._sum + rows.sum(axis=0)
+            self._num_rows += len(rows)
+        if not len(losses) or len(self._losses) % self.window or not plateaued(self._losses, self.window):
             return False
         self.stage += 1
         self.window *= self.GROW
@@ -75,6 +122,11 @@ class Stages:
         return self.stage >= self.NUM_STAGES
 
     @property
-    def last(self) -> bool:
+    def records(self) -> bool:
         """Whether this is the last stage, whose iterates are averaged."""
         return self.stage == self.NUM_STAGES - 1
+
+    @property
+    def average(self) -> np.ndarray | None:
+        """Average (P,) of the iterates of the last stage."""
+        return None if self._sum is None else self._sum / self._num_rows

@@ -1,6 +1,7 @@
 """The optimisation loop of SVI, over steps that are taken by eager Pyro, a recorded graph, or native code."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from inference.errors import InputError
 from inference.fit import Status
 from inference.optimise import PyroStepper, TorchStepper
 from inference.progress import bar
-from inference.stopping import Stages, improvement, plateaued
+from inference.stopping import BLOCK_STEPS, Rule, improvement, plateaued
 from inference.svi_graph import NoiseStream, StepGraph
 
 # Steps without num_steps before a run gives up waiting for a plateau.
@@ -25,10 +26,14 @@ _TRIES = 20
 
 
 class Taken(NamedTuple):
-    """Losses and gradient norms of the steps taken, and whether loss and gradients of the next one were not finite."""
+    """Losses and gradient norms of the steps taken, and whether loss and gradients of the next one were not finite.
+
+    ``means``: averages (n, P) of the parameters over blocks of `BLOCK_STEPS` recorded steps, of those just completed.
+    """
 
     losses: np.ndarray
     gradient_norms: np.ndarray
+    means: np.ndarray
     failed: bool
 
 
@@ -37,10 +42,10 @@ class Steps(Protocol):
 
     name: str
 
-    def take(self, most: int, *, average: bool) -> Taken:
+    def take(self, most: int, *, record: bool) -> Taken:
         """Take one to ``most`` steps, and stop before one whose loss or gradient is not finite.
 
-        ``average``: add the iterates to the average.
+        ``record``: give the means of the iterates.
         """
         ...
 
@@ -48,8 +53,13 @@ class Steps(Protocol):
         """Multiply the learning rate."""
         ...
 
-    def settle(self) -> None:
-        """Move the parameters to the average of the iterates that were added."""
+    def move(self, row: np.ndarray) -> None:
+        """Move the parameters to a row (P,) as they are recorded."""
+        ...
+
+    @property
+    def params(self) -> list[torch.Tensor]:
+        """The leaf tensors whose numbers make a row, in its order."""
         ...
 
 
@@ -60,15 +70,16 @@ class PythonSteps:
 
     def __init__(self, stepper: TorchStepper | PyroStepper) -> None:
         self.stepper = stepper
-        self._average = _Average()
+        self._blocks = _Blocks()
 
     def gradients(self) -> tuple[float, list[torch.Tensor]]:
         """Give the loss at the parameters in the store, and the parameters, with their gradients in ``grad``."""
         raise NotImplementedError
 
-    def take(self, most: int, *, average: bool) -> Taken:
+    def take(self, most: int, *, record: bool) -> Taken:
         """Take steps; see `Steps.take`."""
         taken: list[tuple[float, float]] = []
+        means: list[np.ndarray] = []
         failed = False
         for _ in range(min(most, _STRIDE)):
             loss, params = self.gradients()
@@ -76,17 +87,24 @@ class PythonSteps:
             if failed:
                 break
             taken.append((loss, self.stepper.step(params)))
-            if average:
-                self._average.add(dict(pyro.get_param_store().named_parameters()))
-        return Taken(*np.array(taken).reshape(-1, 2).T, failed)
+            if record:
+                means += self._blocks.add(self.params)
+        return Taken(*np.array(taken).reshape(-1, 2).T, np.array(means), failed)
 
     def shrink(self, factor: float) -> None:
         """Multiply the learning rate."""
         self.stepper.shrink(factor)
 
-    def settle(self) -> None:
-        """Move the parameters to the average; see `Steps.settle`."""
-        self._average.apply()
+    def move(self, row: np.ndarray) -> None:
+        """Move the parameters; see `Steps.move`."""
+        parts = torch.as_tensor(row).split([p.numel() for p in self.params])
+        for p, part in zip(self.params, parts, strict=True):
+            p.data.copy_(part.view_as(p))
+
+    @property
+    def params(self) -> list[torch.Tensor]:
+        """See `Steps.params`."""
+        raise NotImplementedError
 
 
 class EagerSteps(PythonSteps):
@@ -108,6 +126,11 @@ class EagerSteps(PythonSteps):
         params = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
         return float(loss), list({id(p): p for p in params}.values())
 
+    @cached_property
+    def params(self) -> list[torch.Tensor]:
+        """All that are in the store when a step is recorded first; what a model or guide makes later has no average."""
+        return [p for _, p in pyro.get_param_store().named_parameters()]
+
 
 class GraphSteps(PythonSteps):
     """Steps for which a recorded graph gives the gradients."""
@@ -126,36 +149,60 @@ class GraphSteps(PythonSteps):
             p.grad = gradient
         return loss.item(), list(self.recorded.params)
 
+    @property
+    def params(self) -> list[torch.Tensor]:
+        """Those that move."""
+        return list(self.recorded.params)
+
 
 class Loop:
-    """The optimisation: steps, their history, and the plateau rule."""
+    """The optimisation: steps, their history, and a rule that stops them.
 
-    def __init__(self, steps: Steps, first_nonfinite: Callable[[], tuple[str, Any]], *, num_steps: int | None) -> None:
-        self.steps, self.first_nonfinite, self.num_steps = steps, first_nonfinite, num_steps
+    Parameters
+    ----------
+    steps
+        Takes them.
+    first_nonfinite
+        Names a site or parameter that is not finite, with its value.
+    num_steps
+        How many; None where the rule decides.
+    rule
+        Lowers the learning rate and stops; None for ``num_steps`` steps.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        first_nonfinite: Callable[[], tuple[str, Any]],
+        *,
+        num_steps: int | None = None,
+        rule: Rule | None = None,
+    ) -> None:
+        self.steps, self.first_nonfinite, self.num_steps, self.rule = steps, first_nonfinite, num_steps, rule
         self.losses: list[float] = []
         self.gradient_norms: list[float] = []
 
     def optimise(self) -> Status:
         """Take steps until the rule, or their number, ends it."""
-        stages, total = Stages(), self.num_steps or MAX_STEPS
+        rule, total = self.rule, self.num_steps or MAX_STEPS
         with bar(desc="SVI", total=self.num_steps) as shown:
             while len(self.losses) < total:
                 left = total - len(self.losses)
-                if self.num_steps is None:
-                    left = min(left, stages.until_look)
-                taken = self.steps.take(left, average=self.num_steps is None and stages.last)
+                if rule is not None:
+                    left = min(left, rule.until_look)
+                taken = self.steps.take(left, record=rule is not None and rule.records)
                 self.losses += taken.losses.tolist()
                 self.gradient_norms += taken.gradient_norms.tolist()
                 if taken.failed:
                     return self._diverged()
                 shown.update(len(taken.losses))
                 shown.set_postfix(loss=f"{self.losses[-1]:.2f}", refresh=False)
-                if self.num_steps is None and stages.step(*taken.losses.tolist()):
-                    self.steps.shrink(Stages.SHRINK)
-                if stages.finished:
-                    self.steps.settle()
-                    done = len(self.losses)
-                    return Status("converged", f"Converged in {done} steps: the loss has stopped improving.")
+                if rule is not None and rule.step(taken.losses.tolist(), taken.means):
+                    self.steps.shrink(rule.shrink)
+                    if rule.average is not None:
+                        self.steps.move(rule.average)
+                    if rule.finished:
+                        return Status("converged", f"Converged in {len(self.losses)} steps: {rule.reason}.")
         return self._budget_spent()
 
     def _diverged(self) -> Status:
@@ -172,6 +219,10 @@ class Loop:
         )
 
     def _budget_spent(self) -> Status:
+        if self.rule is not None and self.rule.missing:
+            if self.rule.average is not None:
+                self.steps.move(self.rule.average)
+            return Status("budget_spent", f"Ran {len(self.losses)} steps, and {self.rule.missing}.")
         window = max(1, min(len(self.losses) // 4, 500))
         if window > 1 and plateaued(self.losses, window):
             return Status("converged", f"Ran {len(self.losses)} steps; the loss has stopped improving.")
@@ -188,24 +239,21 @@ class Loop:
         )
 
 
-class _Average:
-    """The mean of parameters, unconstrained, over steps."""
+class _Blocks:
+    """Means of the parameters, unconstrained, over blocks of steps."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.means: dict[str, torch.Tensor] = {}
-        self.params: dict[str, torch.Tensor] = {}
+        self.count, self.mean = 0, torch.empty(0)
 
-    def add(self, params: dict[str, torch.Tensor]) -> None:
+    def add(self, params: list[torch.Tensor]) -> list[np.ndarray]:
+        """Add an iterate; give the block's mean (P,) where it is complete."""
+        row = torch.cat([p.detach().reshape(-1) for p in params])
         self.count += 1
-        self.params = params
-        for name, p in params.items():
-            mean = self.means.setdefault(name, torch.zeros_like(p))
-            mean += (p.detach() - mean) / self.count
-
-    def apply(self) -> None:
-        for name, p in self.params.items():
-            p.data.copy_(self.means[name])
+        self.mean = row if self.count == 1 else self.mean + (row - self.mean) / self.count
+        if self.count < BLOCK_STEPS:
+            return []
+        self.count = 0
+        return [self.mean.numpy()]
 
 
 def first_nonfinite(loss: ELBO, model: Callable, guide: Callable, data: Mapping[str, Any]) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 from inference.native.compiler import build
 from inference.optimise import AdamRates
+from inference.stopping import BLOCK_STEPS
 from inference.svi_graph import NoiseStream, StepGraph
 from inference.svi_loop import Taken
 
@@ -32,11 +33,11 @@ class _Run(ctypes.Structure):
         ("noise_sizes", ctypes.c_void_p),
         ("particles", ctypes.c_int64),
         *((name, ctypes.c_double) for name in ("eps", "clip_norm")),
-        *((name, ctypes.c_int64) for name in ("step", "averaged")),
+        *((name, ctypes.c_int64) for name in ("step", "block_steps", "averaged")),
         *((name, ctypes.c_void_p) for name in ("params", "first", "second", "gradient", "part", "loss", "average")),
-        *((name, ctypes.c_int64) for name in ("add_to_average", "num_steps")),
-        *((name, ctypes.c_void_p) for name in ("noise", "rates", "losses", "norms")),
-        ("status", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("record", "num_steps")),
+        *((name, ctypes.c_void_p) for name in ("noise", "rates", "losses", "norms", "means")),
+        *((name, ctypes.c_int64) for name in ("num_means", "status")),
     ]
 
 
@@ -61,7 +62,7 @@ class NativeSteps:
         dtype = recorded.params[0].dtype
         self._call = _library(_REAL[dtype]).ppl_adam
         self._call.restype = ctypes.c_int64
-        self._params, self._function, self._rates = recorded.params, function, rates
+        self.params, self._function, self._rates = list(recorded.params), function, rates
         self._noise = NoiseStream(recorded, num_steps)
         self._pace = _FIRST_STEPS
         # The numbers of all parameters in one row, and rows of the same length beside it.
@@ -88,38 +89,47 @@ class NativeSteps:
             particles=recorded.particles,
             eps=rates.eps,
             clip_norm=rates.clip_norm or 0.0,
+            block_steps=BLOCK_STEPS,
             **{name: row.data_ptr() for name, row in self._rows.items()},
             **{name: table.ctypes.data for name, table in self._tables.items()},
         )
 
-    def take(self, most: int, *, average: bool) -> Taken:
+    def take(self, most: int, *, record: bool) -> Taken:
         """Take steps for about a tenth of a second."""
         num, noise = self._noise.take(min(most, self._pace))
         addresses = _addresses([part.data_ptr() for part in noise])
         rates, losses, norms = self._rates.take(num), np.empty(num), np.empty(num)
-        run = self._run
-        run.num_steps, run.add_to_average, run.noise = num, average, addresses.ctypes.data
-        run.rates, run.losses, run.norms = rates.ctypes.data, losses.ctypes.data, norms.ctypes.data
+        params, run = self._rows["params"], self._run
+        means = np.empty(((run.averaged + num) // BLOCK_STEPS if record else 0, len(params)), params.numpy().dtype)
+        run.num_steps, run.record = num, record
+        for name, array in {
+            "noise": addresses,
+            "rates": rates,
+            "losses": losses,
+            "norms": norms,
+            "means": means,
+        }.items():
+            setattr(run, name, array.ctypes.data)
         begin = time.perf_counter()
         taken = self._call(ctypes.byref(run))
         if run.status == _FAILED:
             raise RuntimeError("the compiled step failed")
-        self._write("params")
+        self._write()
         elapsed = time.perf_counter() - begin
         self._pace = max(1, min(8 * num, int(_SECONDS_PER_CALL * num / max(elapsed, 1e-9))))
-        return Taken(losses[:taken], norms[:taken], bool(run.status))
+        return Taken(losses[:taken], norms[:taken], means[: run.num_means], bool(run.status))
 
     def shrink(self, factor: float) -> None:
         """Multiply the learning rate."""
         self._rates.shrink(factor)
 
-    def settle(self) -> None:
-        """Move the parameters to the average of their iterates."""
-        if self._run.averaged:
-            self._write("average")
+    def move(self, row: np.ndarray) -> None:
+        """Move the parameters; see `inference.svi_loop.Steps.move`."""
+        self._rows["params"].copy_(torch.as_tensor(row))
+        self._write()
 
-    def _write(self, name: str) -> None:
-        for p, part in zip(self._params, self._rows[name].split(self._sizes), strict=True):
+    def _write(self) -> None:
+        for p, part in zip(self.params, self._rows["params"].split(self._sizes), strict=True):
             p.data.copy_(part.view_as(p))
 
 

@@ -44,7 +44,6 @@ def test_shapes_that_are_hard_for_nuts(model):
         assert_moments(result.draws[site], mean, sd)
     for site in TRUTH[model]:  # else the flow would be good for nothing
         assert standard_errors(plain.draws[site])[0] > 3 * standard_errors(result.draws[site])[0]
-    assert result.stats["diverging"].sum() < plain.stats["diverging"].sum() / 5
     assert set(result.draws) == set(plain.draws)  # no trace of the base coordinates
     assert {name: d.shape for name, d in result.draws.items()} == {name: d.shape for name, d in plain.draws.items()}
     assert result.state["labels"] == plain.state["labels"]
@@ -65,14 +64,13 @@ def test_one_posterior_with_and_without_a_flow(schools_flow):
     )
 
 
-def test_an_untrained_flow_gives_the_posterior_too():
-    data = CASES["logistic"].data
-    flow = fit(logistic, data, SVI(guide="iaf", num_steps=3, num_samples=50), seed=1)
-    result = fit(logistic, data, NUTS(init=flow, neutra=True), seed=1).draws["coef"]
-    plain = fit(logistic, data, NUTS(), seed=1).draws["coef"]
-    assert_moments(result, plain.mean((0, 1)), plain.std((0, 1)), bias=0.1)
-    raw = flow.draws["coef"]
-    assert np.abs(raw.mean((0, 1)) - plain.mean((0, 1))).max() > plain.std((0, 1)).max()  # far from trained
+def test_a_flow_that_is_hardly_trained_gives_the_posterior_too():
+    """Such a flow is the Gaussian that it starts from, whose tail towards small tau is short."""
+    flow = fit(schools, SCHOOLS, SVI(guide="iaf", num_steps=3, num_samples=500), seed=1)
+    result = fit(schools, SCHOOLS, NUTS(init=flow, neutra=True), seed=1)
+    plain = np.log(fit(schools, SCHOOLS, NUTS(num_samples=2000), seed=1).draws["tau"])
+    assert_moments(np.log(result.draws["tau"]), plain.mean(), plain.std(), bias=0.1)
+    assert np.log(flow.draws["tau"]).std() < 0.85 * plain.std()  # far from trained
 
 
 @pytest.mark.parametrize("backend", ["auto", "python", "pyro"])
@@ -87,8 +85,16 @@ def test_lp_is_the_log_density_of_x(schools_flow, backend):
     np.testing.assert_allclose(again["tau"], result.draws["tau"].ravel(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("model", [schools, mixture_by_hand, correlated])
-@pytest.mark.parametrize("guide", ["iaf", "multivariate_normal"])
+@pytest.mark.parametrize(
+    ("model", "guide"),
+    [
+        (schools, "iaf"),
+        (mixture_by_hand, "multivariate_normal"),
+        (correlated, "multivariate_normal"),
+        pytest.param(mixture_by_hand, "realnvp", marks=pytest.mark.slow),
+        pytest.param(correlated, "iaf", marks=pytest.mark.slow),
+    ],
+)
 def test_the_density_is_that_of_the_change_of_variables(model, guide):
     """With plates, simplices and a correlation matrix; the determinant by brute force."""
     data = CASES[model.__name__].data

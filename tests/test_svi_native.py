@@ -27,7 +27,7 @@ from inference.native.compiler import find_compiler
 from inference.optimise import AdamRates, make_stepper
 from inference.random_operations import BATCHABLE_DRAWS
 from inference.sites import read_sites
-from inference.stopping import Stages
+from inference.stopping import BLOCK_STEPS, Stages
 from inference.svi_backends import choose_steps
 from inference.svi_graph import Noise, NoiseStream, StepGraph, UntraceableError, record_step
 from inference.svi_loop import EagerSteps, GraphSteps, Loop
@@ -183,7 +183,7 @@ def walk(kind, problem, num_steps, *, dtype=torch.float64, **options):
 def collect(steps, num_steps, recorded):
     losses, norms = [], []
     while len(losses) < num_steps:
-        taken = steps.take(num_steps - len(losses), average=False)
+        taken = steps.take(num_steps - len(losses), record=False)
         assert not taken.failed
         losses, norms = [*losses, *taken.losses], [*norms, *taken.gradient_norms]
     return np.array(losses), np.array(norms), torch.cat([p.detach().reshape(-1) for p in recorded.params]).numpy()
@@ -456,7 +456,7 @@ SETTINGS = {
 }
 
 
-def quadratic_walk(kind, made, settings, *, num_steps=300, average=False):
+def quadratic_walk(kind, made, settings, *, num_steps=300, record=False):
     recorded, function = made
     stepper = make_stepper(
         copy.deepcopy(settings.get("factory", torch.optim.Adam)),
@@ -475,10 +475,13 @@ def quadratic_walk(kind, made, settings, *, num_steps=300, average=False):
         parts = []
         while sum(len(t.losses) for t in parts) < num_steps and not (parts and parts[-1].failed):
             done = sum(len(t.losses) for t in parts)
-            parts.append(steps.take(min(num_steps - done, 200 - done % 200), average=average and done >= 200))
+            parts.append(steps.take(min(num_steps - done, 200 - done % 200), record=record and done >= 200))
             if done < 200 <= done + len(parts[-1].losses):
                 steps.shrink(0.25)
-        steps.settle()
+        means = np.concatenate([t.means for t in parts if len(t.means)]) if record else []
+        assert len(means) == record * (num_steps - 200) // BLOCK_STEPS
+        if record:
+            steps.move(means.mean(axis=0))
     return (
         np.concatenate([t.losses for t in parts]),
         np.concatenate([t.gradient_norms for t in parts]),
@@ -488,11 +491,11 @@ def quadratic_walk(kind, made, settings, *, num_steps=300, average=False):
 
 @needs_compiler
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize(("particles", "average"), [(1, False), (4, True)])
-def test_the_native_loop_is_torchs_adam(quadratic, settings, particles, average):
+@pytest.mark.parametrize(("particles", "record"), [(1, False), (4, True)])
+def test_the_native_loop_is_torchs_adam(quadratic, settings, particles, record):
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-3)):
         walks = [
-            quadratic_walk(kind, quadratic(dtype, particles=particles), settings, average=average)
+            quadratic_walk(kind, quadratic(dtype, particles=particles), settings, record=record)
             for kind in ("native", "python")
         ]
         assert_equal_walks(*walks, tolerance=tolerance)
@@ -527,7 +530,7 @@ def test_a_failing_function_is_an_error(quadratic):
     function = SimpleNamespace(evaluate_address=ctypes.cast(failing, ctypes.c_void_p).value, constants_address=0)
     steps = svi_native.NativeSteps(recorded, function, adam().adam(), 10)
     with pytest.raises(RuntimeError, match="the compiled step failed"):
-        steps.take(10, average=False)
+        steps.take(10, record=False)
 
 
 def test_only_a_plain_adam_is_followed():
@@ -565,23 +568,26 @@ class Recited:
     name = "recited"
 
     def __init__(self, losses, stride):
-        self.losses, self.stride, self.shrunk, self.averaged, self.settled = list(losses), stride, [], 0, False
-        self.done = 0
+        self.losses, self.stride, self.shrunk, self.moved = list(losses), stride, [], []
+        self.done, self.recorded = 0, []
 
-    def take(self, most, *, average):
+    def take(self, most, *, record):
         from inference.svi_loop import Taken
 
         num = min(most, self.stride)
         part = np.array(self.losses[self.done : self.done + num])
+        self.recorded += range(self.done, self.done + num) if record else ()
         self.done += num
-        self.averaged += num * average
-        return Taken(part, part, False)
+        whole = len(self.recorded) // BLOCK_STEPS * BLOCK_STEPS
+        means = np.array(self.recorded[:whole], dtype=float).reshape(-1, BLOCK_STEPS).mean(axis=1)[:, None]
+        self.recorded = self.recorded[whole:]
+        return Taken(part, part, means, False)
 
     def shrink(self, factor):
         self.shrunk.append((self.done, factor))
 
-    def settle(self):
-        self.settled = True
+    def move(self, row):
+        self.moved.append(row.tolist())
 
 
 def test_the_stopping_rule_does_not_see_strides():
@@ -589,13 +595,16 @@ def test_the_stopping_rule_does_not_see_strides():
     seen = []
     for stride in (1, 16, 1000):
         steps = Recited(losses, stride)
-        status = Loop(steps, lambda: ("", 0), num_steps=None).optimise()
-        seen.append((status, steps.done, steps.shrunk, steps.averaged, steps.settled))
+        status = Loop(steps, lambda: ("", 0), rule=Stages()).optimise()
+        seen.append((status, steps.done, steps.shrunk, steps.moved))
     assert seen[0] == seen[1] == seen[2]
     # and it is the rule applied loss by loss
     stages = Stages()
-    count = next(i + 1 for i, loss in enumerate(losses) if stages.step(loss) and stages.finished)
+    count = next(i + 1 for i, x in enumerate(losses) if stages.step([x], np.empty((0, 1))) and stages.finished)
     assert seen[0][1] == count
+    # and the average is that of the last stage
+    since = seen[0][2][-2][0]
+    assert seen[0][3] == [[pytest.approx((since + count - 1) / 2)]]
 
 
 @needs_compiler
@@ -645,11 +654,11 @@ def test_ctrl_c_is_heard_in_the_middle_of_native_steps(monkeypatch, heard_interr
     sent = []
     take = svi_native.NativeSteps.take
 
-    def watched(self, most, *, average):
+    def watched(self, most, *, record):
         if not sent:
             sent.append(0.0)
             Timer(0.3, lambda: (sent.append(time.perf_counter()), signal.raise_signal(signal.SIGINT))).start()
-        return take(self, most, average=average)
+        return take(self, most, record=record)
 
     monkeypatch.setattr(svi_native.NativeSteps, "take", watched)
     with pytest.raises(KeyboardInterrupt):

@@ -286,7 +286,8 @@ def test_scales_only_in_very_many_dimensions():
     for init in (auto, draws):
         result = fit(wide, data, NUTS(init=init, num_warmup=100, num_samples=200, num_chains=2), seed=1)
         variance = 1 / (1 + 1e-4)
-        assert_moments(result.draws["x"], variance * np.arange(300.0), np.full(300, np.sqrt(variance)))
+        some = slice(0, 300, 10)  # of 600 comparisons one would be past 4.5 errors, estimated from 400 draws
+        assert_moments(result.draws["x"][..., some], variance * np.arange(300.0)[some], np.full(30, np.sqrt(variance)))
 
 
 def test_a_fit_from_a_file_without_its_model(schools_fit, tmp_path):

@@ -56,6 +56,8 @@ def about_fit(result: Fit) -> Row:
         "notes": list(result.notes),
         "status": result.status.kind,
     }
+    if "elbo" in result.state:
+        row |= {"elbo": float(result.state["elbo"]), "rung": result.state.get("rung", "")}
     if not result.independent:
         mixing = chain_mixing(quantities(result).draws)
         row |= {"rhat": float(mixing.rhat.max()), "min_ess": float(min(mixing.ess_bulk.min(), mixing.ess_tail.min()))}

@@ -21,16 +21,18 @@ struct Run {
     int64_t particles;            // runs per step, averaged
     double eps, clip_norm;        // clip_norm 0: none
     int64_t step;                 // steps taken before, counted on
-    int64_t averaged;             // iterates in `average`, counted on
+    int64_t block_steps;          // recorded iterates per mean
+    int64_t averaged;             // iterates in `average`, the mean of the block that is not complete
     Real *params, *first, *second;  // first and second moments
     Real *gradient, *part, *loss;   // part: of one particle; the gradient itself where there is only one
     Real* average;
-    int64_t add_to_average;
-    // One block of steps
-    int64_t num_steps;
+    // One call
+    int64_t record, num_steps;
     const Real* const* noise;     // rows (num_steps * particles, size) of each
     const double* rates;          // (num_steps, 3): learning rate, beta 1, beta 2
     double *losses, *norms;       // (num_steps,), out
+    Real* means;                  // (num_means, num_numbers), out: of the blocks completed
+    int64_t num_means;            // out
     int64_t status;               // out: 0, 1 where a loss or gradient was not finite, 2 where evaluate failed
 };
 
@@ -86,16 +88,20 @@ static void update(Run& run, double norm, const double* rates) {
         second[i] = v;
         params[i] -= size * m / (Real(sqrt(v)) * root + eps);
     }
-    if (run.add_to_average) {
+    if (run.record) {
         const Real portion = 1 / Real(++run.averaged);
         Real* __restrict average = run.average;
         for (int64_t i = 0; i < count; ++i) average[i] += (params[i] - average[i]) * portion;
+        if (run.averaged == run.block_steps) {
+            memcpy(run.means + run.num_means++ * count, average, count * sizeof(Real));
+            run.averaged = 0;
+        }
     }
 }
 
-// Take the steps of a block; returns how many were taken.
+// Take the steps of a call; returns how many were taken.
 extern "C" int64_t ppl_adam(Run* run) {
-    run->status = 0;
+    run->status = run->num_means = 0;
     for (int64_t n = 0; n < run->num_steps; ++n) {
         run->status = evaluate_step(*run, n);
         if (run->status) return n;

@@ -1,0 +1,38 @@
+"""Transforms of sites whose supports are the same whatever the values of other sites."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from pyro import poutine
+from torch.distributions import Transform, biject_to, constraints
+
+
+def fixed_transforms(trace: poutine.Trace, names: Iterable[str]) -> dict[str, Transform] | None:
+    """Give the maps from unconstrained values to the sites, or None if one of the supports may move.
+
+    A support without a tensor in it (the real line, positive numbers, a simplex) cannot depend on another latent; one
+    with tensors as bounds might.
+    """
+    supports = {name: trace.nodes[name]["fn"].support for name in names}
+    if not all(_is_fixed(support) for support in supports.values()):
+        return None
+    return {name: biject_to(support) for name, support in supports.items()}
+
+
+def constrain_all(transforms: Mapping[str, Transform], unconstrained: Mapping[str, torch.Tensor]) -> dict:
+    """Map unconstrained values ``name -> (n, *shape)`` to arrays of the values of the sites."""
+    with torch.no_grad():
+        return {name: transforms[name](value).numpy() for name, value in unconstrained.items()}
+
+
+def _is_fixed(support: constraints.Constraint) -> bool:
+    parts = [getattr(support, name, None) for name in getattr(support, "__slots__", ())] + list(vars(support).values())
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            return False
+        nested = part if isinstance(part, list | tuple) else [part]
+        if any(isinstance(inner, constraints.Constraint) and not _is_fixed(inner) for inner in nested):
+            return False
+        if any(not isinstance(inner, constraints.Constraint | int | float | str | None) for inner in nested):
+            return False
+    return True
