@@ -71,9 +71,9 @@ class Bent:
         marginal = _Marginal(z, self.skew, self.log_tail)
         return self.base.log_q(z) - (self.log_scales(marginal.w) + marginal.log_slope).sum(axis=1)
 
-    def invert(self, points: np.ndarray) -> np.ndarray:
+    def whiten(self, points: np.ndarray) -> np.ndarray:
         """Give the base draws (n, D) that are mapped to points (n, D)."""
-        y = self.base.invert(points)
+        y = self.base.whiten(points)
         w = np.zeros_like(y)
         for i in range(y.shape[1]):  # what it depends on are earlier coordinates, known by now
             w[:, i] = (y[:, i] - self.located(w)[:, i]) * np.exp(-self.log_scales(w)[:, i])

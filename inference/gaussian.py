@@ -64,11 +64,6 @@ class Gaussian:
         """Log determinant of the scale."""
         return float(np.log(np.abs(np.diag(self.scale) if self.full_rank else self.scale)).sum())
 
-    def invert(self, points: np.ndarray) -> np.ndarray:
-        """Give the base draws (n, D) that are mapped to points (n, D)."""
-        off = points - self.loc
-        return solve_triangular(self.scale, off.T, lower=True).T if self.full_rank else off / self.scale
-
     def log_q(self, z: np.ndarray) -> np.ndarray:
         """Log densities (n,) of the draws that base draws (n, D) are mapped to."""
         return -0.5 * (z**2).sum(axis=1) - 0.5 * z.shape[1] * np.log(2 * np.pi) - self.log_det
@@ -108,7 +103,7 @@ class Family(Protocol):
         """Log densities (n,) of the draws that base draws (n, D) are mapped to."""
         ...
 
-    def invert(self, points: np.ndarray) -> np.ndarray:
+    def whiten(self, points: np.ndarray) -> np.ndarray:
         """Give the base draws (n, D) that are mapped to points (n, D)."""
         ...
 

@@ -168,7 +168,7 @@ def _log_densities(q: Family, z: np.ndarray, points: np.ndarray, own: np.ndarray
     """Log densities (2, S) of a component's proposals, and of the component, at points (S, D); its own are of z."""
     if not own.all():
         z = z.copy()
-        z[~own] = q.invert(points[~own])
+        z[~own] = q.whiten(points[~own])
     dim, squares = z.shape[1], (z**2).sum(axis=1)
     nu, scale = STUDENT_DEGREES, STUDENT_SCALE
     student = gammaln((nu + dim) / 2) - gammaln(nu / 2) - 0.5 * dim * np.log(nu * np.pi * scale**2)

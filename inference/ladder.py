@@ -19,7 +19,6 @@ from inference.gaussian import (
 )
 from inference.importance import Proposals, joined, propose
 from inference.modes import MIN_SHARE
-from inference.progress import bar
 from inference.starts import Climbed, Mode, best_gaussian, best_of, find_modes
 
 # Fits begin on few fixed draws, from two starts; the better one goes on with more.
@@ -137,7 +136,7 @@ class Ladder:
         """Look for modes, and give a Gaussian to start from for each that counts; the heaviest first."""
         points = self.density.starts(num_starts, generator=self.rng)
         if self.full_rank:
-            self.climbed = find_modes(self.density, bar(points, desc="AutoVI: looking for modes"))
+            self.climbed = find_modes(self.density, points)
         z = self._draws(FIRST_DRAWS)
         modes = self.climbed.modes
         if modes:

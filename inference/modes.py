@@ -94,9 +94,10 @@ def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> Mo
 def search_from(density: Density, draws: np.ndarray, climbed: Climbed, rng: np.random.Generator) -> ModeSearch:
     """See which modes are without draws (n, D) of a fit: those that climbs have found, and those about the draws."""
     near = seen_from(density, draws, climbed)
-    if near.num_elsewhere or density.dim > MAX_FULL_RANK:
+    lost = not climbed.modes and climbed.num_lost  # a funnel, where further climbs are as long and as vain
+    if near.num_elsewhere or density.dim > MAX_FULL_RANK or lost:
         return near
-    about = seen_from(density, draws, find_modes(density, starts_about(density, draws, rng)))
+    about = seen_from(density, draws, find_modes(density, starts_about(density, draws, rng), known=climbed.modes))
     return _summed(
         *(getattr(near, name) + getattr(about, name) for name in ("num_starts", "num_settled", "num_elsewhere"))
     )
