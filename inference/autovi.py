@@ -158,7 +158,7 @@ class AutoVI:
             return _raw(ladder, "linear_response", wide) if wide else _raw(ladder, "mean_field", gaussians[0])
         rungs = {
             "gaussian": (lambda num: gaussians if num == DRAWS else ladder.more_draws(gaussians, num), DRAWS),
-            "bent": (lambda num: ladder.bent(gaussians, num), 2 * DRAWS),
+            "bent": (lambda num: ladder.bent(gaussians, num), 4 * DRAWS),
         }
         best: tuple[str, Proposals, list[Fitted]] | None = None
         for name, (fit, num) in rungs.items():

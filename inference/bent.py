@@ -21,9 +21,9 @@ import numpy as np
 
 from inference.gaussian import Fitted, Gaussian, LogDensity, minimise
 
-# At most so many parents, those that would gain most: in a hierarchy they are few, and with all earlier coordinates the
-# fit would need many more draws.
-MAX_PARENTS = 8
+# At most so many parents, those that would gain most: in a hierarchy they are few. Each brings 3 D numbers, which a few
+# hundred draws have to bear: in 91 dimensions eight parents were over-fitted by 730 draws, and two are not.
+MAX_PARENTS, MIN_PARENTS, CHILDREN = 8, 2, 256
 # A quadratic penalty on all that bends, of so many draws' worth: it fades as draws double. Fixed draws have no tails,
 # so that without it a few hundred of them choose tails that cost fresh draws several nats.
 PENALTY = 30.0
@@ -163,7 +163,8 @@ class _Problem:
         places = (by_y - by_y.mean(axis=0)).T @ features[:, self.dim :] / len(self.z)
         parts = (scales[:, : self.dim], scales[:, self.dim :], places)
         strength = sum((np.tril(part, -1) ** 2).sum(axis=0) for part in parts)
-        return np.sort(np.argsort(-strength)[: min(MAX_PARENTS, self.dim)])
+        num = np.clip(CHILDREN // self.dim, MIN_PARENTS, MAX_PARENTS)
+        return np.sort(np.argsort(-strength)[: min(num, self.dim)])
 
     def family(self, vector: np.ndarray) -> Bent:
         num_linear, num_curving = len(self.lower[0]), self.child.sum()

@@ -22,7 +22,7 @@ from inference.modes import MIN_SHARE
 from inference.starts import Climbed, Mode, best_gaussian, best_of, find_modes
 
 # Fits begin on few fixed draws, from two starts; the better one goes on with more.
-FIRST_DRAWS, DRAWS, MAX_DRAWS = 32, 256, 4096
+FIRST_DRAWS, DRAWS, MAX_DRAWS = 32, 128, 4096
 # The objective on N fixed draws over-fits them by the gap between its bound and that on fresh draws. Where that is more
 # than this and two standard errors, and the weights are poor, N is doubled (compare Burroni, Domke & Sheldon 2024).
 GAP = 0.1
@@ -30,8 +30,10 @@ GAP = 0.1
 AGREEMENT = 0.1
 # The second fit starts this many of Laplace's sds away, at twice its width.
 AWAY, WIDTH = 2.0, 2.0
-# Proposals at the end, per draw that is returned: at least, so that resampling seldom repeats one, and at most.
-LEAST_PROPOSALS, MOST_PROPOSALS = 2, 20
+MAX_TWICE = 50  # dimensions; in more it takes as long as what it guards against
+# Proposals at the end are worth this part of the draws that are returned, so that Monte Carlo errors of independent
+# draws are theirs; at most so many are made for a draw.
+WORTH, MOST_PROPOSALS = 0.9, 20
 # Starts that are tried where no climb ended in a mode.
 NUM_BLIND = 2
 # A rung is good enough when its proposals are worth this part of as many draws, and more would not be much better.
@@ -146,9 +148,10 @@ class Ladder:
         return [best_of(self.log_density, found, z)]
 
     def gaussian(self, starts: Sequence[Gaussian]) -> list[Fitted]:
-        """Fit a Gaussian from each start; the first one from elsewhere too."""
+        """Fit a Gaussian from each start; in few dimensions the first one from elsewhere too."""
         few, many = self._draws(FIRST_DRAWS), self._draws(DRAWS)
-        tries = [fit_gaussian(self.grad, start, few) for start in (starts[0], self._away(starts[0]))]
+        twice = (starts[0], self._away(starts[0])) if self.density.dim <= MAX_TWICE else (starts[0],)
+        tries = [fit_gaussian(self.grad, start, few) for start in twice]
         ends = [found for found in tries if found.settled] or tries
         self.bounds = np.array([found.elbo for found in ends])
         self.agree = bool(np.ptp(self.bounds) < AGREEMENT)
@@ -200,13 +203,11 @@ class Ladder:
         return found.khat < limits.KHAT_REWEIGHTED and found.share >= GOOD_SHARE
 
     def enough(self, found: Proposals, fitted: Sequence[Fitted]) -> Proposals:
-        """Propose until the effective sample size is reached, or the allowance ends."""
-        share = max(found.share, 1.0 / MOST_PROPOSALS)
-        least, most = LEAST_PROPOSALS * self.num_draws, MOST_PROPOSALS * self.num_draws
-        wanted = np.clip(1.2 * self.target / share, least, most) - len(found.points)
+        """Propose until they are worth the draws that are asked for, or at least the target, or the allowance ends."""
+        wanted = max(1.1 * self.target, WORTH * self.num_draws) / max(found.share, 1.0 / MOST_PROPOSALS)
         allowed = max(LAST_SHARE * self.max_evaluations, self.num_draws)
-        num = int(min(wanted, allowed))
-        return joined(found, self._propose(fitted, num)) if num > 0 else found
+        num = int(min(wanted, MOST_PROPOSALS * self.num_draws) - len(found.points))
+        return joined(found, self._propose(fitted, min(num, int(allowed)))) if num > 0 else found
 
     def _propose(self, fitted: Sequence[Fitted], num: int) -> Proposals:
         components, masses = [found.q for found in fitted], [found.elbo for found in fitted]
@@ -216,7 +217,7 @@ class Ladder:
 
     def _draws(self, num: int, *, random_radius: bool = False) -> np.ndarray:
         dim = self.density.dim
-        num = max(num, 2 * dim * (num // FIRST_DRAWS) // 4, 2 * dim) if self.full_rank else num
+        num = max(num, 2 * dim * (num // FIRST_DRAWS) // 2, 2 * dim) if self.full_rank else num
         return base_draws(num, dim, full_rank=self.full_rank, random_radius=random_radius, rng=self.rng)
 
     def _away(self, start: Gaussian) -> Gaussian:

@@ -29,7 +29,7 @@ CLOUD, NUM_HIGHEST = 1000, 6
 # A draw is in a mode if it is as near as all but one in a thousand draws of Laplace's Gaussian there.
 WITHIN = 0.999
 # Draws of which the highest is taken for where the fit is.
-SOME_DRAWS = 500
+SOME_DRAWS = 200
 # Gradients of a search, one at a time: some thirty climbs, most of which are cut short.
 TYPICAL_GRADIENTS = 2000
 
