@@ -41,9 +41,9 @@ class Proposals:
     weights
         Normalised weights after Pareto smoothing, (S,).
     khat, ess
-        Pareto shape of the weights' tail, and one over the sum of squared weights. With several modes k-hat is the
-        largest of theirs, and the effective sample size what the worst of them would give the whole: weights that
-        are even on one mode say nothing of the mass of another.
+        Pareto shape of the weights' tail, infinite where it cannot be estimated, and one over the sum of squared
+        weights. With several modes k-hat is the largest of theirs, and the effective sample size what the worst of them
+        would give the whole: weights that are even on one mode say nothing of the mass of another.
     elbo, elbo_se
         Bound of the fitted distribution (without the heavier half) and its standard error, in nats.
     num_bad
@@ -137,6 +137,8 @@ def joined(one: Proposals, other: Proposals) -> Proposals:
 def _smoothed(log_weight: np.ndarray, mode: np.ndarray) -> tuple[np.ndarray, float, float]:
     """Smoothed weights, the worst k-hat, and the effective sample size of the worst mode, over its mass."""
     whole = smooth_weights(log_weight)
+    if not np.isfinite(whole.khat):
+        return whole.weights, np.inf, 0.0
     khats, sizes = [whole.khat], [whole.ess]
     for i in np.unique(mode) if mode.any() else ():
         mass = whole.weights[mode == i].sum()

@@ -115,6 +115,7 @@ class Ladder:
 
     def __post_init__(self) -> None:
         self.full_rank = self.density.dim <= MAX_FULL_RANK
+        self.num_proposals = max(self.num_draws, limits.MIN_DRAWS)  # fewer have no tail to judge
         self.climbed = Climbed((), (), 0)
         self.bounds, self.agree = np.zeros(0), True
 
@@ -182,7 +183,7 @@ class Ladder:
         begin, before = time.perf_counter(), self.num_evaluations
         while True:
             fitted = fit(num)
-            found = self._propose(fitted, self.num_draws)
+            found = self._propose(fitted, self.num_proposals)
             over_fitted = fitted[0].elbo - found.elbo > GAP + 2 * found.elbo_se or found.elbo_se > GAP
             dear = 2 * num > MAX_DRAWS or not self.may_spend(2 * num * TYPICAL_STEPS)
             if len(fitted) > 1 or not over_fitted or self.acceptable(found) or dear:
@@ -196,7 +197,7 @@ class Ladder:
 
     def acceptable(self, found: Proposals) -> bool:
         """Whether enough proposals of this kind would do."""
-        return found.khat < limits.KHAT_REWEIGHTED and found.share * MOST_PROPOSALS * self.num_draws >= self.target
+        return found.khat < limits.KHAT_REWEIGHTED and found.share * MOST_PROPOSALS * self.num_proposals >= self.target
 
     def good(self, found: Proposals) -> bool:
         """Whether the climb may end here: another rung would gain little."""
@@ -205,8 +206,8 @@ class Ladder:
     def enough(self, found: Proposals, fitted: Sequence[Fitted]) -> Proposals:
         """Propose until they are worth the draws that are asked for, or at least the target, or the allowance ends."""
         wanted = max(1.1 * self.target, WORTH * self.num_draws) / max(found.share, 1.0 / MOST_PROPOSALS)
-        allowed = max(LAST_SHARE * self.max_evaluations, self.num_draws)
-        num = int(min(wanted, MOST_PROPOSALS * self.num_draws) - len(found.points))
+        allowed = max(LAST_SHARE * self.max_evaluations, self.num_proposals)
+        num = int(min(wanted, MOST_PROPOSALS * self.num_proposals) - len(found.points))
         return joined(found, self._propose(fitted, min(num, int(allowed)))) if num > 0 else found
 
     def _propose(self, fitted: Sequence[Fitted], num: int) -> Proposals:
