@@ -17,14 +17,14 @@ from inference.importance import Proposals
 from inference.ladder import DRAWS, TARGETS, TYPICAL_STEPS, Ladder
 from inference.modes import search_from
 from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
-from inference.warm_start import sample_from
+from inference.warm_start import gaussian_of, sample_from
 
 BACKENDS = ("auto", "native", "python")
 # Evaluations of a fit, to estimate whether compiling pays, now or when the library is next found in the cache: some
 # 15 000, which in batches cost less than single ones.
 TYPICAL_GRADIENTS = 7500
-# NUTS from a fit, in whitened coordinates, has scales and correlations already.
-HAND_OVER_WARMUP = 300
+# NUTS from a fit, in whitened coordinates, has scales and correlations already, roughly.
+HAND_OVER_WARMUP = 500
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -39,8 +39,8 @@ class AutoVI:
        as the data ask for (`inference.bent`).
     4. From each of these, importance sampling with heavier tails (`inference.importance`). The climb ends where k-hat
        and the effective sample size reach ``target``, and the draws are resampled proposals.
-    5. Where no rung gets there, NUTS starts from the draws of the best one, whitened by the Gaussian; ``fit.method`` is
-       then ``"mcmc"``.
+    5. Where no rung gets there, NUTS starts from the draws of the best one, whitened by their covariance;
+       ``fit.method`` is then ``"mcmc"``.
 
     There is no learning rate and no stopping rule to tune. A rung is begun only if the evaluations of the density stay
     within ``budget`` times what NUTS by itself is predicted to need.
@@ -181,13 +181,15 @@ class AutoVI:
         return _raw(ladder, name, fitted[0])
 
     def _hand_over(self, ladder: Ladder, problem: Problem, found: Proposals, first: Gaussian) -> "_Answer":
-        """Sample by NUTS from the resampled proposals, whitened by their covariance."""
+        """Sample by NUTS from the resampled proposals, whitened by their covariance, which is wider than the fit's."""
         usable = np.isfinite(found.weights).all()
         points = found.points[found.resample(ladder.num_draws, ladder.rng)] if usable else found.points
+        around = gaussian_of(points)
+        before = ladder.density.num_gradients
         draws, stats = sample_from(
             ladder.density,
-            first.loc,
-            first.scale,
+            around.loc,
+            around.scale,
             points,
             num_warmup=HAND_OVER_WARMUP,
             num_samples=self.num_samples,
@@ -195,9 +197,9 @@ class AutoVI:
             seed=problem.seed,
             progress=problem.progress,
         )
-        return _Answer(
-            "nuts", draws.reshape(-1, ladder.density.dim), first, stats, found.elbo, found.elbo_se, {"method": "mcmc"}
-        )
+        ladder.num_evaluations += ladder.density.num_gradients - before
+        points = draws.reshape(-1, ladder.density.dim)
+        return _Answer("nuts", points, first, stats, found.elbo, found.elbo_se, {"method": "mcmc"})
 
 
 @dataclass(frozen=True, eq=False)

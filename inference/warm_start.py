@@ -148,8 +148,13 @@ def _gaussian(init: Fit, points: np.ndarray) -> Gaussian:
     loc, scale = (np.asarray(init.state.get(name, ()), np.float64) for name in ("loc", "scale"))
     if loc.shape == (dim,) and scale.shape in ((dim,), (dim, dim)):
         return Gaussian(loc, scale)
+    return gaussian_of(points)
+
+
+def gaussian_of(points: np.ndarray) -> Gaussian:
+    """Give the Gaussian with the mean and covariance of points (n, D), or their sds in very many dimensions."""
     loc, sds = points.mean(axis=0), points.std(axis=0)
-    if dim > MAX_FULL_RANK:
+    if points.shape[1] > MAX_FULL_RANK:
         return Gaussian(loc, sds)
     return Gaussian(loc, sds[:, None] * _correlation_factor((points - loc) / sds))
 
