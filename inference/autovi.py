@@ -14,7 +14,7 @@ from inference.diagnostics import khat_limit
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
-from inference.ladder import DRAWS, TARGETS, TYPICAL_STEPS, Ladder
+from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, TYPICAL_STEPS, Ladder
 from inference.modes import search_from
 from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
 from inference.warm_start import gaussian_of, sample_from
@@ -156,15 +156,15 @@ class AutoVI:
         if not ladder.full_rank:
             wide = ladder.linear_response(gaussians[0])
             return _raw(ladder, "linear_response", wide) if wide else _raw(ladder, "mean_field", gaussians[0])
-        rungs = {
-            "gaussian": (lambda num: gaussians if num == DRAWS else ladder.more_draws(gaussians, num), DRAWS),
-            "bent": (lambda num: ladder.bent(gaussians, num), 4 * DRAWS),
+        rungs = {  # how each is fitted on so many draws, at first and at most: bending gains more than more draws do
+            "gaussian": (lambda num: gaussians, DRAWS, DRAWS),
+            "bent": (lambda num: ladder.bent(gaussians, num), 4 * DRAWS, MAX_DRAWS),
         }
         best: tuple[str, Proposals, list[Fitted]] | None = None
-        for name, (fit, num) in rungs.items():
+        for name, (fit, num, most) in rungs.items():
             if best is not None and not ladder.may_spend(2 * TYPICAL_STEPS * num * len(starts)):
                 break
-            found, fitted = ladder.climb(name, fit, num)
+            found, fitted = ladder.climb(name, fit, num, most=most)
             if ladder.good(found):
                 found = ladder.enough(found, fitted)
                 if ladder.good(found):

@@ -160,11 +160,6 @@ class Ladder:
         firsts += [fit_gaussian(self.grad, start, few) for start in starts[1:]]
         return [self._kept(fit_gaussian(self.grad, found.q, many)) for found in firsts]
 
-    def more_draws(self, fitted: Sequence[Fitted], num: int) -> list[Fitted]:
-        """Fit Gaussians again on more draws."""
-        z = self._draws(num, random_radius=True)
-        return [self._kept(fit_gaussian(self.grad, found.q, z)) for found in fitted]
-
     def bent(self, fitted: Sequence[Fitted], num: int) -> list[Fitted]:
         """Bend fitted Gaussians, or fit what is bent again on more draws."""
         z = self._draws(num, random_radius=True)
@@ -178,14 +173,16 @@ class Ladder:
             return None
         return replace(fitted, q=wide)
 
-    def climb(self, name: str, fit: Callable[[int], list[Fitted]], num: int) -> tuple[Proposals, list[Fitted]]:
-        """Fit on ``num`` draws or more, until the bound is not over-fitted, and weigh proposals from the result."""
+    def climb(
+        self, name: str, fit: Callable[[int], list[Fitted]], num: int, *, most: int = MAX_DRAWS
+    ) -> tuple[Proposals, list[Fitted]]:
+        """Fit on ``num`` to ``most`` draws, until the bound is not over-fitted, and weigh proposals from the result."""
         begin, before = time.perf_counter(), self.num_evaluations
         while True:
             fitted = fit(num)
             found = self._propose(fitted, self.num_proposals)
             over_fitted = fitted[0].elbo - found.elbo > GAP + 2 * found.elbo_se or found.elbo_se > GAP
-            dear = 2 * num > MAX_DRAWS or not self.may_spend(2 * num * TYPICAL_STEPS)
+            dear = 2 * num > most or not self.may_spend(2 * num * TYPICAL_STEPS)
             if len(fitted) > 1 or not over_fitted or self.acceptable(found) or dear:
                 break
             num *= 2
