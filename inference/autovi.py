@@ -15,16 +15,14 @@ from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
 from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, TYPICAL_STEPS, Ladder
-from inference.modes import search_from
+from inference.mode_chains import sample_modes
+from inference.modes import seen_from
 from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
-from inference.warm_start import gaussian_of, sample_from
 
 BACKENDS = ("auto", "native", "python")
 # Evaluations of a fit, to estimate whether compiling pays, now or when the library is next found in the cache: some
 # 15 000, which in batches cost less than single ones.
 TYPICAL_GRADIENTS = 7500
-# NUTS from a fit, in whitened coordinates, has scales and correlations already, roughly.
-HAND_OVER_WARMUP = 500
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -121,7 +119,7 @@ class AutoVI:
         begin = time.perf_counter()
         shape = (self.num_chains, self.num_samples)
         latents = density.constrain(answer.points)
-        seen = search_from(density, answer.points, ladder.climbed, rng) if ladder.full_rank else None
+        seen = seen_from(density, answer.points, ladder.climbed) if ladder.full_rank else None
         sampling = time.perf_counter() - begin
         first = answer.gaussian
         return Run(
@@ -151,7 +149,7 @@ class AutoVI:
     def _climb(self, ladder: Ladder, problem: Problem) -> "_Answer":
         """Go up until a rung is good enough, then draw from it."""
         starts = ladder.start(self.num_starts)
-        gaussians = ladder.gaussian(starts)
+        gaussians = ladder.missed(ladder.gaussian(starts))
         ladder.max_evaluations = self.budget * predicted_gradients(gaussians[0].q)
         if not ladder.full_rank:
             wide = ladder.linear_response(gaussians[0])
@@ -162,7 +160,7 @@ class AutoVI:
         }
         best: tuple[str, Proposals, list[Fitted]] | None = None
         for name, (fit, num, most) in rungs.items():
-            if best is not None and not ladder.may_spend(2 * TYPICAL_STEPS * num * len(starts)):
+            if best is not None and not ladder.may_spend(2 * TYPICAL_STEPS * num * len(gaussians)):
                 break
             found, fitted = ladder.climb(name, fit, num, most=most)
             if ladder.good(found):
@@ -175,31 +173,34 @@ class AutoVI:
         found = ladder.enough(found, fitted)
         enough = found.khat < khat_limit(len(found.points)) and found.ess >= limits.IS_ESS
         if not enough and self.budget >= 1:
-            return self._hand_over(ladder, problem, found, gaussians[0].q)
+            return self._hand_over(ladder, problem, found, fitted, gaussians[0].q)
         if np.isfinite(found.khat):
             return _resampled(ladder, name, found, gaussians[0].q)
         return _raw(ladder, name, fitted[0])
 
-    def _hand_over(self, ladder: Ladder, problem: Problem, found: Proposals, first: Gaussian) -> "_Answer":
-        """Sample by NUTS from the resampled proposals, whitened by their covariance, which is wider than the fit's."""
-        usable = np.isfinite(found.weights).all()
-        points = found.points[found.resample(ladder.num_draws, ladder.rng)] if usable else found.points
-        around = gaussian_of(points)
+    def _hand_over(
+        self, ladder: Ladder, problem: Problem, found: Proposals, fitted: list[Fitted], first: Gaussian
+    ) -> "_Answer":
+        """Sample by NUTS in every mode, whitened by the covariance of the proposals, which is wider than the fit's."""
         before = ladder.density.num_gradients
-        draws, stats = sample_from(
+        chains = sample_modes(
             ladder.density,
-            around.loc,
-            around.scale,
-            points,
-            num_warmup=HAND_OVER_WARMUP,
+            [one.q for one in fitted],
+            found,
             num_samples=self.num_samples,
             num_chains=self.num_chains,
             seed=problem.seed,
             progress=problem.progress,
         )
         ladder.num_evaluations += ladder.density.num_gradients - before
-        points = draws.reshape(-1, ladder.density.dim)
-        return _Answer("nuts", points, first, stats, found.elbo, found.elbo_se, {"method": "mcmc"})
+        points = chains.points.reshape(-1, ladder.density.dim)
+        bound = (
+            (chains.log_evidence, chains.log_evidence_se)
+            if np.isfinite(chains.log_evidence)
+            else (found.elbo, found.elbo_se)
+        )
+        modes = {"mass": chains.masses, "se": chains.mass_se}
+        return _Answer("nuts", points, first, chains.stats, *bound, {"method": "mcmc", "modes": modes})
 
 
 @dataclass(frozen=True, eq=False)

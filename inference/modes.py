@@ -88,19 +88,16 @@ def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> Mo
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
         rng = np.random.default_rng(seed)
         points = density.starts(num_starts, generator=rng)
-        return search_from(density, draws, find_modes(density, points), rng)
+        near = find_modes(density, points)
+        seen = seen_from(density, draws, near)
+        return seen if seen.num_elsewhere else seen_from(density, draws, look_about(density, draws, near, rng))
 
 
-def search_from(density: Density, draws: np.ndarray, climbed: Climbed, rng: np.random.Generator) -> ModeSearch:
-    """See which modes are without draws (n, D) of a fit: those that climbs have found, and those about the draws."""
-    near = seen_from(density, draws, climbed)
-    lost = not climbed.modes and climbed.num_lost  # a funnel, where further climbs are as long and as vain
-    if near.num_elsewhere or density.dim > MAX_FULL_RANK or lost:
-        return near
-    about = seen_from(density, draws, find_modes(density, starts_about(density, draws, rng), known=climbed.modes))
-    return _summed(
-        *(getattr(near, name) + getattr(about, name) for name in ("num_starts", "num_settled", "num_elsewhere"))
-    )
+def look_about(density: Density, draws: np.ndarray, climbed: Climbed, rng: np.random.Generator) -> Climbed:
+    """Add what climbs from about the draws (n, D) of a fit find to what others have found."""
+    if density.dim > MAX_FULL_RANK or (climbed.num_lost and not climbed.modes):  # a funnel: as long and as vain
+        return climbed
+    return find_modes(density, starts_about(density, draws, rng), known=climbed)
 
 
 def starts_about(density: Density, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -144,10 +141,7 @@ def seen_from(density: Density, draws: np.ndarray, climbed: Climbed) -> ModeSear
         and not _covered(density, draws, mode, home_mass)
     )
     settled = sum(climbed.counts)
-    return _summed(settled + climbed.num_lost, settled, elsewhere)
-
-
-def _summed(num: int, settled: int, elsewhere: int) -> ModeSearch:
+    num = settled + climbed.num_lost
     if elsewhere:
         message = f"{elsewhere} of {num} dispersed starts ended in a mode where the fit has no draws."
     else:
