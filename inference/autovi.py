@@ -37,7 +37,8 @@ class AutoVI:
        as the data ask for (`inference.bent`).
     4. From each of these, importance sampling with heavier tails (`inference.importance`). The climb ends where k-hat
        and the effective sample size reach ``target``, and the draws are resampled proposals.
-    5. Where no rung gets there, NUTS starts from the draws of the best one, whitened by their covariance;
+    5. Where no rung gets there, NUTS starts from the proposals of the best one, whitened by their covariance, in every
+       mode; bridge sampling between its draws and the proposals tells the modes' masses (`inference.mode_chains`).
        ``fit.method`` is then ``"mcmc"``.
 
     There is no learning rate and no stopping rule to tune. A rung is begun only if the evaluations of the density stay
@@ -258,7 +259,10 @@ def _status(ladder: Ladder, answer: _Answer) -> Status:
     """Say how the climb ended."""
     way = f"{len(ladder.rungs)} rung{'s' * (len(ladder.rungs) != 1)}, bound {answer.elbo:.2f} nats"
     if answer.rung == "nuts":
-        return Status("finished", f"No variational rung was good enough ({way}): NUTS went on from the best of them.")
+        num = len(answer.state["modes"]["mass"])
+        where = f" in each of {num} modes, which bridge sampling weighed" if num > 1 else ""
+        said = f"No variational rung was good enough ({way}): NUTS went on from the best of them{where}."
+        return Status("finished", said)
     if not ladder.agree:
         first, second = np.sort(ladder.bounds)[::-1][:2]
         return Status(
