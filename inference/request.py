@@ -68,7 +68,7 @@ def read_request(model: str, data: Path | None, settings: Sequence[str], *, know
     given = dict(parse_setting(text) for text in settings)
     takes = source.takes()
     if data is not None:
-        content = read_data(data, takes=takes, given=given)
+        content = read_data(data, takes=takes, given=given, table=getattr(source.model, "table", None))
     elif source.default_data is not None:
         with source.blamed():
             values = source.default_data()
