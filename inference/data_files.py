@@ -55,8 +55,8 @@ def read_data(
     given
         Arguments that come from elsewhere (``--set``).
     table
-        The argument that is a table (`ppl_models.Model.table`): where a CSV file has no column of this name, the numeric
-        columns that are no other argument become its columns, and their empty cells NaN.
+        The argument that is a table (`ppl_models.Model.table`): where a CSV file has no column of this name, the
+        numeric columns that are no other argument become its columns, and their empty cells NaN.
 
     Raises
     ------
@@ -83,8 +83,8 @@ def read_data(
     return FileData(coded.values, coded.labels, (*(f"{path}: {r}" for r in shape_remarks), *remarks, *coded.remarks))
 
 
-def parse_setting(text: str) -> tuple[str, int | float | bool | str]:
-    """Read ``key=value`` with a whole number, a number, ``true``, ``false``, or a word that names a choice."""
+def parse_setting(text: str, *, words: Iterable[str] = ()) -> tuple[str, int | float | bool | str]:
+    """Read ``key=value`` with a whole number, a number, ``true``, ``false``, or, for the keys in ``words``, a word."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key.isidentifier():
         raise InputError(f"--set '{text}': expected key=value, for example K=3")
@@ -95,9 +95,9 @@ def parse_setting(text: str) -> tuple[str, int | float | bool | str]:
             return key, kind(value)
         except ValueError:
             continue
-    if value.isidentifier():  # the name of a choice
+    if key in words:
         return key, value
-    raise InputError(f"--set '{text}': expected a number, true, false or a word after '=', got '{value}'")
+    raise InputError(f"--set '{text}': expected a number, true or false after '=', got '{value}'")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ppl_models.mixture_normal import (
     sample_weights,
     scale_prior,
 )
+from ppl_models.mixture_start import normal_start
 from ppl_models.model import Model, Simulation
 from ppl_models.simulation import draw, own_stream
 from ppl_models.units import Reached
@@ -181,7 +182,7 @@ def by_location(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     ----------
     draws
         ``weights`` (..., K), ``loc`` (..., K) or (..., K, D), and where present ``scale`` and ``df`` with the same
-        leading dims, ``covariance`` (..., K, D, D), and ``assignment`` (..., rows). What components share is left out.
+        leading dims, ``covariance`` (..., K, D, D), and ``assignment`` (..., rows). What components share stays as it is.
 
     Returns
     -------
@@ -197,10 +198,16 @@ def by_location(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name, num_dims in least.items()
         if name in draws and draws[name].ndim >= num_dims
     }
+    relabelled = {name: relabelled.get(name, draws[name]) for name in least if name in draws}
     if "assignment" in draws:
         rank = np.argsort(order, axis=-1)  # inverse permutation: old label -> new label
         relabelled["assignment"] = np.take_along_axis(rank, np.asarray(draws["assignment"]), axis=-1)
     return relabelled
+
+
+def ordered_start(data: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Start from a clustering, on the line in order of location."""
+    return by_location(normal_start(gaussian_mixture, data, seed))
 
 
 def _data() -> dict[str, Any]:
@@ -236,6 +243,7 @@ GAUSSIAN_MIXTURE = Model(
     data=_data,
     simulate=partial(simulate_rows, gaussian_mixture),
     summary="mixture of normals in one or more dimensions, assignments summed out (petal length of irises)",
+    start=ordered_start,
     table="x",
 )
 GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
@@ -245,5 +253,6 @@ GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
     simulate=partial(simulate_rows, gaussian_mixture_exchangeable),
     summary="the same mixture without an order of the locations: K! equal modes",
     identify=by_location,
+    start=partial(normal_start, gaussian_mixture_exchangeable),
     table="x",
 )

@@ -91,7 +91,7 @@ def multinomial_mixture(*, x: torch.Tensor, K: int = 2, flat: bool = False) -> t
     K
         Number of components.
     flat
-        No priors, for a maximum of the likelihood: the shares' prior is flat as it is, the weights' becomes so.
+        No priors, for a maximum of the likelihood.
     """
     check_mixture(x, K, dims=(2,))
     check_counts(x)
@@ -99,7 +99,7 @@ def multinomial_mixture(*, x: torch.Tensor, K: int = 2, flat: bool = False) -> t
         raise ValueError("x: a count is missing (NaN); the total of its row is then unknown. Leave the row out.")
     weights = sample_weights(x, K, flat=flat)
     with pyro.plate("component", K):
-        share = pyro.sample("share", dist.Dirichlet(x.new_ones(x.shape[1])))
+        share = pyro.sample("share", maybe_flat(dist.Dirichlet(x.new_ones(x.shape[1])), flat=flat))
     with pyro.plate("data", len(x)):
         assignment = pyro.sample("assignment", dist.Categorical(weights), infer={"enumerate": "parallel"})
         counts = Shares(x.sum(-1), pick(share, assignment, 1))

@@ -67,14 +67,14 @@ def known_moments(
     return moments(x, data_mean, data_cov, correlated=correlated)
 
 
+def sample_weights(x: torch.Tensor, K: int, *, flat: bool) -> torch.Tensor:
+    """Sample the Dirichlet weights (K,)."""
+    return pyro.sample("weights", maybe_flat(dist.Dirichlet(x.new_full((K,), CONCENTRATION)), flat=flat))
+
+
 def maybe_flat(prior: dist.TorchDistribution, *, flat: bool) -> dist.TorchDistribution:
     """Give the prior, or with ``flat`` no more of it than its support."""
     return dist.ImproperUniform(prior.support, prior.batch_shape, prior.event_shape) if flat else prior
-
-
-def sample_weights(x: torch.Tensor, K: int, *, flat: bool) -> torch.Tensor:
-    """Sample the Dirichlet weights (K,)."""
-    return pyro.sample("weights", dist.Dirichlet(x.new_full((K,), 1.0 if flat else CONCENTRATION)))
 
 
 def loc_prior(known: Moments) -> InUnits:
@@ -86,8 +86,8 @@ def scale_prior(known: Moments, K: int, *, spherical: bool = False) -> InUnits:
     """Give the prior of scales: log-normal around the data's sd over K^(1/D).
 
     So large are the components of equal size that fill the volume of the data between them (Fraley & Raftery 2007, J.
-    Classif. 24, section 2.2). The prior falls faster than any power of the scale at zero, so that no component collapses
-    on a point, where the likelihood has no bound.
+    Classif. 24, section 2.2). The prior falls faster than any power of the scale at zero, so that no component
+    collapses on a point, where the likelihood has no bound.
     """
     log_sd = known.sd.log()
     if spherical and log_sd.dim():

@@ -163,18 +163,23 @@ class NormalRows(dist.TorchDistribution):
         With the rows and columns of the missing entries replaced by those of the identity, and the differences there by
         zero, the quadratic form and the determinant are those of the entries that are seen.
         """
-        covariance = self.scale_tril @ self.scale_tril.mT
         patterns, which = torch.unique(seen, dim=0, return_inverse=True)
         distances, log_dets, rows = [], [], []
         for number, pattern in enumerate(patterns):
             row = (which == number).nonzero()[:, 0]
-            block = covariance * (pattern[:, None] & pattern) + torch.diag_embed((~pattern).to(filled))
-            part = NormalRows(
-                torch.where(pattern, self.loc, torch.zeros_like(self.loc)), scale_tril=torch.linalg.cholesky(block)
-            )
+            root, loc = _of_rows(self.scale_tril, row, 2), _of_rows(self.loc, row, 1)
+            block = root @ root.mT * (pattern[:, None] & pattern) + torch.diag_embed((~pattern).to(filled))
+            loc = torch.where(pattern, loc, torch.zeros_like(loc))
+            part = NormalRows(loc, scale_tril=torch.linalg.cholesky(block))
             distance, log_det = part._full(filled[row])
             distances.append(distance)
             log_dets.append(log_det.expand(distance.shape))
             rows.append(row)
         order = torch.cat(rows).argsort()
         return torch.cat(distances, -1)[..., order], torch.cat(log_dets, -1)[..., order]
+
+
+def _of_rows(values: torch.Tensor, row: torch.Tensor, event_dim: int) -> torch.Tensor:
+    """Take rows of parameters (..., rows, *event), or all of those that are the same for every row."""
+    place = values.dim() - event_dim - 1
+    return values if place < 0 or values.shape[place] == 1 else values.index_select(place, row)
