@@ -6,7 +6,7 @@ component that has collapsed on a few rows. The EM algorithm is started from clu
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,10 @@ import numpy as np
 EXTRA_DF = 2
 # Rows that stand beside those of a cluster with the mean of the data, in counts.
 EXTRA_ROWS = 1.0
+# The same for locations (the shrinkage of Fraley & Raftery 2007).
+LOC_ROWS = 0.01
+# Steps of the EM algorithm, and the gain in mean log likelihood below which they end: a start need not be exact.
+EM_STEPS, EM_GAIN = 50, 1e-4
 
 
 def arguments(model: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,31 +59,73 @@ def cluster_means(x: np.ndarray, labels: np.ndarray, K: int, center: np.ndarray)
 
 
 def normal_start(model: Callable[..., Any], data: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Give weights, locations and scales or covariances of the clusters, as sites of `gaussian_mixture`."""
+    """Give weights, locations and scales or covariances of a clustering, as sites of `gaussian_mixture`.
+
+    The clustering is improved by a few steps of the EM algorithm under an inverse Wishart prior (Fraley & Raftery 2007,
+    section 2.1), so that no component collapses. Entries that are missing stay at the mean of their cluster.
+    """
     given = arguments(model, data)
     x, K, covariance = given["x"].astype(np.float64), given["K"], given["covariance"]
-    on_line = x.ndim == 1
     table = x.reshape(len(x), -1)
     labels = cluster(table, K, seed)
-    center, size = np.nanmean(table, axis=0), table.shape[1]
     seen = ~np.isnan(table)
-    member = np.eye(K)[labels]
-    counts = member.sum(axis=0)
-    loc = (member.T @ np.where(seen, table, 0.0) + 1e-3 * center) / (member.T @ seen + 1e-3)
-    filled = np.where(seen, table, loc[labels])
-    whole = np.cov(np.where(seen, table, center).T, bias=True).reshape(size, size)
-    within = np.stack([(filled - m).T @ ((filled - m) * w[:, None]) for m, w in zip(loc, member.T, strict=True)])
-    extra = EXTRA_DF + size
-    each = (within + extra * whole * K ** (-2 / size)) / (counts + extra)[:, None, None]
-    tied = (within.sum(axis=0) + extra * whole * K ** (-2 / size)) / (len(x) + extra)
-    result = {"weights": shares(labels, K), "loc": loc}
-    if on_line or covariance in ("diagonal", "spherical"):
-        scale = np.sqrt(np.diagonal(each, axis1=-2, axis2=-1))
-        if on_line:
-            result = {"weights": result["weights"], "loc": loc[:, 0]}
-            result["scale"] = np.sqrt(tied[0, 0]) if covariance == "tied" else scale[:, 0]
-        else:
-            result["scale"] = scale if covariance == "diagonal" else np.sqrt((scale**2).mean(axis=1))
-    else:
-        result["covariance"] = tied if covariance == "tied" else each
-    return result
+    filled = np.where(seen, table, cluster_means(table, labels, K, np.nanmean(table, axis=0))[labels])
+    fitted = _maximised(filled, np.eye(K)[labels], covariance)
+    previous = -np.inf
+    for _ in range(EM_STEPS):
+        joint = np.log(fitted.weights) + _log_density(filled, fitted)
+        top = joint.max(axis=1, keepdims=True)
+        share = np.exp(joint - top)
+        total = share.sum(axis=1, keepdims=True)
+        level = float((top + np.log(total)).mean())
+        if level < previous + EM_GAIN:
+            break
+        previous = level
+        fitted = _maximised(filled, share / total, covariance)
+    return _as_sites(fitted, covariance, on_line=x.ndim == 1)
+
+
+class _Normals(NamedTuple):
+    """Weights (K,), locations (K, D) and covariances (K, D, D)."""
+
+    weights: np.ndarray
+    loc: np.ndarray
+    covariance: np.ndarray
+
+
+def _maximised(x: np.ndarray, share: np.ndarray, covariance: str) -> _Normals:
+    """Give the parameters that are best for responsibilities (N, K)."""
+    (rows, size), K = x.shape, share.shape[1]
+    counts = share.sum(axis=0)
+    mean = x.mean(axis=0)
+    loc = (share.T @ x + LOC_ROWS * mean) / (counts + LOC_ROWS)[:, None]
+    prior = (size + EXTRA_DF) * np.cov(x.T, bias=True).reshape(size, size) * K ** (-2 / size)
+    within = np.stack([(x - m).T @ ((x - m) * w[:, None]) for m, w in zip(loc, share.T, strict=True)])
+    each = (within + prior) / (counts + size + EXTRA_DF)[:, None, None]
+    if covariance == "tied":
+        each[:] = (within.sum(axis=0) + prior) / (rows + size + EXTRA_DF)
+    elif covariance != "full":
+        variances = np.diagonal(each, axis1=1, axis2=2)
+        variances = variances.mean(axis=1, keepdims=True) if covariance == "spherical" else variances
+        each = variances[:, None] * np.eye(size)
+    return _Normals((counts + EXTRA_ROWS) / (counts + EXTRA_ROWS).sum(), loc, each)
+
+
+def _log_density(x: np.ndarray, normals: _Normals) -> np.ndarray:
+    """Log densities (N, K) of rows under each component, but for a constant."""
+    columns = []
+    for loc, covariance in zip(normals.loc, normals.covariance, strict=True):
+        root = np.linalg.cholesky(covariance)
+        white = (x - loc) @ np.linalg.inv(root).T
+        columns.append(-0.5 * (white**2).sum(axis=1) - np.log(np.diagonal(root)).sum())
+    return np.stack(columns, axis=1)
+
+
+def _as_sites(normals: _Normals, covariance: str, *, on_line: bool) -> dict[str, np.ndarray]:
+    sites = {"weights": normals.weights, "loc": normals.loc[:, 0] if on_line else normals.loc}
+    scale = np.sqrt(np.diagonal(normals.covariance, axis1=1, axis2=2))
+    if on_line:
+        return sites | {"scale": scale[0, 0] if covariance == "tied" else scale[:, 0]}
+    if covariance in ("diagonal", "spherical"):
+        return sites | {"scale": scale if covariance == "diagonal" else scale[:, 0]}
+    return sites | {"covariance": normals.covariance[0] if covariance == "tied" else normals.covariance}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch.distributions import biject_to, constraints, transforms
+from torch.distributions import biject_to, constraints, transform_to, transforms
 
 
 class Reached(constraints.Constraint):
@@ -39,11 +39,16 @@ class Reached(constraints.Constraint):
         """Never: an unconstrained space is continuous."""
         return False
 
+    def __repr__(self) -> str:
+        """Name the support, whatever reaches it."""
+        return repr(self.support)
+
     def check(self, value: torch.Tensor) -> torch.Tensor:
         """Whether values are in the support."""
         return self.support.check(value)
 
 
+@transform_to.register(Reached)
 @biject_to.register(Reached)
 def _reach(constraint: Reached) -> transforms.Transform:
     return constraint.transform
