@@ -42,7 +42,7 @@ def prepare_data(
     """
     if not isinstance(data, Mapping):
         raise InputError(f"data: expected one mapping from argument names to values, got {type(data).__name__}.")
-    _check_names(function, data)
+    check_names(function, data)
     prepared = {name: _as_tensor(f"data['{name}']", value) for name, value in data.items()}
     for name, value in prepared.items():
         table = name == may_miss and isinstance(value, torch.Tensor)
@@ -50,7 +50,8 @@ def prepare_data(
     return prepared
 
 
-def _check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
+def check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
+    """Raise `InputError` where the names of ``data`` are not those of the arguments of ``function``."""
     target = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(target).parameters.values()
