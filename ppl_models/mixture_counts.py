@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -11,6 +12,7 @@ import torch
 from ppl_models import datasets
 from ppl_models.mixture_data import check_counts, check_mixture
 from ppl_models.mixture_normal import maybe_flat, pick, sample_weights
+from ppl_models.mixture_start import arguments, cluster, cluster_means, shares
 from ppl_models.model import Model, Simulation
 from ppl_models.rows import seen_only
 from ppl_models.simulation import draw, own_stream
@@ -165,11 +167,50 @@ def _simulate(
         return draw(model, inputs, truth=truth, **{**(known or {}), **settings})
 
 
+def by_total(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Relabel the components of every draw by increasing total rate; ``weights`` (..., K), ``rate`` (..., K, D)."""
+    order = np.argsort(draws["rate"].sum(-1), axis=-1)
+    relabelled = {"rate": np.take_along_axis(draws["rate"], order[..., None], -2)}
+    if "weights" in draws:
+        relabelled["weights"] = np.take_along_axis(draws["weights"], order, -1)
+    if "assignment" in draws:
+        relabelled["assignment"] = np.take_along_axis(np.argsort(order, -1), draws["assignment"], -1)
+    return relabelled
+
+
+def _start(
+    model: Callable[..., Any],
+    site: str,
+    to_site: Callable[[np.ndarray], np.ndarray],
+    data: Mapping[str, Any],
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Start from the means of a clustering, which ``to_site`` turns into the parameters."""
+    given = arguments(model, data)
+    x, K = given["x"].astype(np.float64), given["K"]
+    labels = cluster(x, K, seed)
+    means = cluster_means(x, labels, K, np.nanmean(x, axis=0))
+    return {"weights": shares(labels, K), site: to_site(means)}
+
+
+def _off_the_edge(means: np.ndarray) -> np.ndarray:
+    return np.clip(means, 0.01, 0.99)
+
+
+def _positive(means: np.ndarray) -> np.ndarray:
+    return np.maximum(means, 0.01)
+
+
+def _as_shares(means: np.ndarray) -> np.ndarray:
+    return _positive(means) / _positive(means).sum(axis=1, keepdims=True)
+
+
 BERNOULLI_MIXTURE = Model(
     name="bernoulli_mixture",
     model=bernoulli_mixture,
     data=lambda: {"x": datasets.digit_pixels(), "K": 3},
     simulate=partial(_simulate, bernoulli_mixture),
+    start=partial(_start, bernoulli_mixture, "probability", _off_the_edge),
     summary="mixture of rows of independent binary entries (pixels of 100 handwritten digits 0, 1, 2)",
     table="x",
 )
@@ -178,6 +219,8 @@ POISSON_MIXTURE = Model(
     model=poisson_mixture,
     data=lambda: {"x": datasets.exercises(), "K": 3},
     simulate=partial(_simulate, poisson_mixture, known={"data_mean": torch.tensor(10.0, dtype=torch.float64)}),
+    identify=by_total,
+    start=partial(_start, poisson_mixture, "rate", _positive),
     summary="mixture of rows of counts (chin-ups, sit-ups and jumps of 20 men)",
     table="x",
 )
@@ -186,6 +229,7 @@ MULTINOMIAL_MIXTURE = Model(
     model=multinomial_mixture,
     data=lambda: {"x": datasets.digit_rows(), "K": 3},
     simulate=partial(_simulate, multinomial_mixture, entry=5.0),
+    start=partial(_start, multinomial_mixture, "share", _as_shares),
     summary="mixture of rows of counts with known totals (dark pixels by line of 100 handwritten digits 0, 1, 2)",
     table="x",
 )

@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from scipy import stats
 
-from inference import NUTS, fit
+from inference import MAP, NUTS, fit
 from inference.data_files import read_data
 from inference.errors import InputError
 from ppl_models import MODELS
@@ -107,6 +107,30 @@ def test_multinomial_rows_are_drawn_with_their_totals_and_shares():
     assert stats.chi2(kept.sum() - 1).sf(statistic) > 1e-3
 
 
+@pytest.mark.parametrize("name", LAWS)
+def test_a_climb_from_a_clustering_ends_at_a_fixed_point_of_em(name):
+    """Responsibilities at the maximum of the likelihood give its weights and means back."""
+    binary = name == "bernoulli_mixture"
+    few, many = [2.0, 2.0, 6.0, 6.0], [9.0, 9.0, 9.0, 3.0]
+    x = np.concatenate([BITS, 1 - BITS[:6]]) if binary else RNG.poisson([few] * 20 + [many] * 20).astype(float)
+    prior = {} if binary else {"flat": True}  # of so few bits the likelihood is highest where a weight is zero
+    found = fit(MODELS[name], {"x": x, "K": 2, **prior}, MAP(num_samples=4, num_chains=1), seed=1)
+    site = next(iter(LAWS[name][1]))
+    weights, values = found.draws["weights"][0, 0], found.draws[site][0, 0]
+    laws = {
+        "bernoulli_mixture": lambda v: stats.bernoulli(v).logpmf(x).sum(1),
+        "poisson_mixture": lambda v: stats.poisson(v).logpmf(x).sum(1),
+        "multinomial_mixture": lambda v: stats.multinomial(x.sum(1).astype(int), v).logpmf(x),
+    }
+    joint = np.log(weights) + np.stack([laws[name](v) for v in values], 1)
+    share = np.exp(joint - np.logaddexp.reduce(joint, 1)[:, None])
+    extra = 1.0 if binary else 0.0  # Dirichlet(2)
+    np.testing.assert_allclose(weights, (share.sum(0) + extra) / (len(x) + 2 * extra), rtol=1e-4)
+    totals = share.T @ x
+    by = share.sum(0)[:, None] if name != "multinomial_mixture" else totals.sum(1, keepdims=True)
+    np.testing.assert_allclose(values, totals / by, rtol=1e-4, atol=1e-9)  # some are at the edge
+
+
 def test_regressions_have_the_likelihood_by_hand():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(8, 2)), rng.normal(size=8)
@@ -172,7 +196,9 @@ def test_superfluous_components_empty(name):
 # Order, bad input, files --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["student_mixture", "regression_mixture", "gaussian_mixture_exchangeable"])
+@pytest.mark.parametrize(
+    "name", ["student_mixture", "regression_mixture", "gaussian_mixture_exchangeable", "poisson_mixture"]
+)
 def test_identify_does_not_depend_on_the_labels_in_more_columns(name):
     model = MODELS[name]
     sizes = {"num_covariates": 3} if name == "regression_mixture" else {"num_columns": 3}
