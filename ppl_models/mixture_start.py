@@ -12,6 +12,8 @@ import numpy as np
 
 # Rows by which a cluster's covariance is drawn towards that of the data: the prior's degrees of freedom, D + 2.
 EXTRA_DF = 2
+# Where the model has no prior the start has so much of one: enough to keep components from collapsing on a point.
+FLAT_STRENGTH = 0.01
 # Rows that stand beside those of a cluster with the mean of the data, in counts.
 EXTRA_ROWS = 1.0
 # The same for locations (the shrinkage of Fraley & Raftery 2007).
@@ -66,11 +68,12 @@ def normal_start(model: Callable[..., Any], data: Mapping[str, Any], seed: int) 
     """
     given = arguments(model, data)
     x, K, covariance = given["x"].astype(np.float64), given["K"], given["covariance"]
+    strength = FLAT_STRENGTH if given.get("flat") else 1.0
     table = x.reshape(len(x), -1)
     labels = cluster(table, K, seed)
     seen = ~np.isnan(table)
     filled = np.where(seen, table, cluster_means(table, labels, K, np.nanmean(table, axis=0))[labels])
-    fitted = _maximised(filled, np.eye(K)[labels], covariance)
+    fitted = _maximised(filled, np.eye(K)[labels], covariance, strength)
     previous = -np.inf
     for _ in range(EM_STEPS):
         joint = np.log(fitted.weights) + _log_density(filled, fitted)
@@ -81,7 +84,7 @@ def normal_start(model: Callable[..., Any], data: Mapping[str, Any], seed: int) 
         if level < previous + EM_GAIN:
             break
         previous = level
-        fitted = _maximised(filled, share / total, covariance)
+        fitted = _maximised(filled, share / total, covariance, strength)
     return _as_sites(fitted, covariance, on_line=x.ndim == 1)
 
 
@@ -93,17 +96,18 @@ class _Normals(NamedTuple):
     covariance: np.ndarray
 
 
-def _maximised(x: np.ndarray, share: np.ndarray, covariance: str) -> _Normals:
-    """Give the parameters that are best for responsibilities (N, K)."""
+def _maximised(x: np.ndarray, share: np.ndarray, covariance: str, strength: float) -> _Normals:
+    """Give the parameters that are best for responsibilities (N, K), with the prior counted ``strength`` times."""
     (rows, size), K = x.shape, share.shape[1]
     counts = share.sum(axis=0)
     mean = x.mean(axis=0)
     loc = (share.T @ x + LOC_ROWS * mean) / (counts + LOC_ROWS)[:, None]
-    prior = (size + EXTRA_DF) * np.cov(x.T, bias=True).reshape(size, size) * K ** (-2 / size)
+    df = strength * (size + EXTRA_DF)
+    prior = df * np.cov(x.T, bias=True).reshape(size, size) * K ** (-2 / size)
     within = np.stack([(x - m).T @ ((x - m) * w[:, None]) for m, w in zip(loc, share.T, strict=True)])
-    each = (within + prior) / (counts + size + EXTRA_DF)[:, None, None]
+    each = (within + prior) / (counts + df)[:, None, None]
     if covariance == "tied":
-        each[:] = (within.sum(axis=0) + prior) / (rows + size + EXTRA_DF)
+        each[:] = (within.sum(axis=0) + prior) / (rows + df)
     elif covariance != "full":
         variances = np.diagonal(each, axis1=1, axis2=2)
         variances = variances.mean(axis=1, keepdims=True) if covariance == "spherical" else variances
