@@ -295,7 +295,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a name from `ppl models`, or path/to/file.py:function")
     parser.add_argument("--data", type=Path, metavar="FILE", help=".json, .npz or .csv; default: the model's own data")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a number for the model, repeatable"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a number or a word for the model, repeatable"
     )
     parser.add_argument(
         "--seed", type=_whole(0), default=0, metavar="N", help="equal seeds give equal results (default 0)"

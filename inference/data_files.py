@@ -38,7 +38,9 @@ class FileData:
     remarks: tuple[str, ...] = ()
 
 
-def read_data(path: Path, *, takes: Mapping[str, bool], given: Iterable[str] = ()) -> FileData:
+def read_data(
+    path: Path, *, takes: Mapping[str, bool], given: Iterable[str] = (), table: str | None = None
+) -> FileData:
     """Read a data file by its suffix.
 
     JSON: one object of numbers and lists. NPZ: its arrays. CSV with a header: numeric columns become float64 arrays,
@@ -52,6 +54,9 @@ def read_data(path: Path, *, takes: Mapping[str, bool], given: Iterable[str] = (
         The model's arguments, as `ModelSource.takes` gives them.
     given
         Arguments that come from elsewhere (``--set``).
+    table
+        The argument that is a table (`ppl_models.Model.table`): where a CSV file has no column of this name, the
+        numeric columns that are no other argument become its columns, and their empty cells NaN.
 
     Raises
     ------
@@ -67,16 +72,19 @@ def read_data(path: Path, *, takes: Mapping[str, bool], given: Iterable[str] = (
     columns = reader(path)
     if reader is not _read_csv:
         return _code_text(columns)
+    columns, shape_remarks = _with_table(columns, table, takes)
     used = {name: column for name, column in columns.items() if name in takes or "**" in takes}
     _require_columns(path, columns, {name for name, needed in takes.items() if needed} - set(given))
     left_out = [name for name in columns if name not in used]
     remarks = (f"{path}: left out {', '.join(left_out)}; the model does not take them",) if left_out else ()
-    coded = _code_text({name: _column(path, name, column) for name, column in used.items()})
-    return FileData(coded.values, coded.labels, remarks + coded.remarks)
+    coded = _code_text(
+        {n: column if isinstance(column, np.ndarray) else _column(path, n, column) for n, column in used.items()}
+    )
+    return FileData(coded.values, coded.labels, (*(f"{path}: {r}" for r in shape_remarks), *remarks, *coded.remarks))
 
 
-def parse_setting(text: str) -> tuple[str, int | float | bool]:
-    """Read ``key=value`` with a whole number, a number, ``true`` or ``false``."""
+def parse_setting(text: str, *, words: Iterable[str] = ()) -> tuple[str, int | float | bool | str]:
+    """Read ``key=value`` with a whole number, a number, ``true``, ``false``, or, for the keys in ``words``, a word."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key.isidentifier():
         raise InputError(f"--set '{text}': expected key=value, for example K=3")
@@ -87,6 +95,8 @@ def parse_setting(text: str) -> tuple[str, int | float | bool]:
             return key, kind(value)
         except ValueError:
             continue
+    if key in words:
+        return key, value
     raise InputError(f"--set '{text}': expected a number, true or false after '=', got '{value}'")
 
 
@@ -124,6 +134,21 @@ def _read_csv(path: Path) -> dict[str, pd.Series]:
     if frame.empty:
         raise InputError(f"{path}: a header but no rows")
     return {str(name).strip(): frame[name] for name in frame.columns}
+
+
+def _with_table(
+    columns: Mapping[str, pd.Series], table: str | None, takes: Mapping[str, bool]
+) -> tuple[dict[str, Any], list[str]]:
+    """Join the numeric columns that are no argument to the one that is a table; give remarks."""
+    free = [name for name, column in columns.items() if name not in takes and pd.api.types.is_numeric_dtype(column)]
+    if table is None or table in columns or not free:
+        return dict(columns), []
+    joined = np.column_stack([columns[name].to_numpy(dtype=np.float64) for name in free])
+    missing = int(np.isnan(joined).sum())
+    remark = f"the columns of {table} are {', '.join(free)}" + (
+        f"; {missing} of its values are missing" if missing else ""
+    )
+    return {**{n: c for n, c in columns.items() if n not in free}, table: joined}, [remark]
 
 
 def _require_columns(path: Path, columns: Mapping[str, Any], needed: set[str]) -> None:

@@ -75,7 +75,8 @@ class Laplace(_Ascent):
     num_samples, num_chains
         Independent draws from the Gaussian are returned in this shape, that of an MCMC run beside it.
     num_starts
-        Starts, uniform on (-2, 2) of the unconstrained space.
+        Starts: those that the model proposes (`ppl_models.Model.start`), else uniform on (-2, 2) of the unconstrained
+        space.
     backend, dtype
         As for `AutoVI`.
 
@@ -91,7 +92,7 @@ class Laplace(_Ascent):
         seconds = self._prepare(density)
         rng = np.random.default_rng(problem.seed)
         begin = time.perf_counter()
-        maxima = _maxima(density, self.num_starts, rng)
+        maxima = _maxima(density, _starts(problem, density, self.num_starts, rng))
         settled = np.isfinite(maxima.values)
         modes = [mode_at(density, point) if ok else None for point, ok in zip(maxima.points, settled, strict=True)]
         masses = [mode.log_mass if mode is not None else -np.inf for mode in modes]
@@ -143,7 +144,8 @@ class MAP(_Ascent):
         The point is returned so often, in this shape; discrete sites are drawn from their exact conditional
         distribution at it.
     num_starts
-        Starts, uniform on (-2, 2) of the unconstrained space.
+        Starts: those that the model proposes (`ppl_models.Model.start`), else uniform on (-2, 2) of the unconstrained
+        space.
     backend, dtype
         As for `AutoVI`.
 
@@ -161,7 +163,7 @@ class MAP(_Ascent):
         seconds = self._prepare(density)
         seconds["setup"] += recording
         begin = time.perf_counter()
-        maxima = _maxima(density, self.num_starts, np.random.default_rng(problem.seed))
+        maxima = _maxima(density, _starts(problem, density, self.num_starts, np.random.default_rng(problem.seed)))
         if np.isnan(maxima.values).all():
             raise InputError(
                 f"model: no climb from {self.num_starts} starts reached a maximum of the density of the constrained "
@@ -230,10 +232,20 @@ class _Maxima:
         return Status("converged", f"{reached} reached the maximum, {self.values[best]:.2f}{rest}{lost}.".capitalize())
 
 
-def _maxima(density: Density, num: int, rng: np.random.Generator) -> _Maxima:
-    """Climb from dispersed starts."""
+def _starts(problem: Problem, density: Density, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Give points (num, D): those that the model proposes (`ppl_models.Model.start`), else dispersed ones."""
+    propose = getattr(problem.model, "start", None)
+    if propose is None:
+        return density.starts(num, generator=rng)
+    first = int(rng.integers(2**30)) * 2  # an even seed, and those after it
+    values = [propose(problem.sites.data, first + i) for i in range(num)]
+    return density.unconstrain({name: np.stack([value[name] for value in values]) for name in problem.sites.latent})[0]
+
+
+def _maxima(density: Density, starts: np.ndarray) -> _Maxima:
+    """Climb from points (num, D)."""
     points, values = [], []
-    for start in bar(density.starts(num, generator=rng), desc="climbing"):
+    for start in bar(starts, desc="climbing"):
         point, settled = climb_to_maximum(density, start)
         points.append(point)
         values.append(density.value_and_grad(point)[0] if settled else np.nan)

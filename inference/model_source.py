@@ -47,6 +47,12 @@ class ModelSource:
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
         return named | ({"**": False} if open_ended else {})
 
+    def words(self) -> set[str]:
+        """Give the arguments that take a word: those whose default is one."""
+        function = model_function(self.model)
+        parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
+        return {p.name for p in parameters if isinstance(p.default, str)}
+
     def place(self, error: BaseException | None) -> str | None:
         """Say where in the model's own file an exception arose, as ``file.py, line 12``, if it did."""
         function = model_function(self.model)

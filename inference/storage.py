@@ -16,7 +16,7 @@ from inference.fit import Engine, Fit, Problem, Run, Status
 from inference.laplace import MAP, Laplace
 from inference.nuts import NUTS
 from inference.svi import SVI
-from inference.validate import model_function, prepare_data
+from inference.validate import check_names, model_function
 
 FORMAT = 1
 ENGINES: dict[str, type] = {"NUTS": NUTS, "SVI": SVI, "AutoVI": AutoVI, "Laplace": Laplace, "MAP": MAP}
@@ -166,7 +166,7 @@ def _restore_model(model: Any, saved: Mapping[str, Any]) -> tuple[Callable | Non
         return None, params
     function = model_function(model)
     try:
-        prepare_data(function, saved["data"])
+        check_names(function, saved["data"])
     except InputError as error:
         raise InputError(
             f"model: does not take the data of this fit ({error}); give the model that was fitted, and bind arguments "

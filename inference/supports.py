@@ -11,7 +11,7 @@ def fixed_transforms(trace: poutine.Trace, names: Iterable[str]) -> dict[str, Tr
     """Give the maps from unconstrained values to the sites, or None if one of the supports may move.
 
     A support without a tensor in it (the real line, positive numbers, a simplex) cannot depend on another latent; one
-    with tensors as bounds might.
+    with tensors as bounds might, unless it says by an attribute ``fixed`` that they are data.
     """
     supports = {name: trace.nodes[name]["fn"].support for name in names}
     if not all(_is_fixed(support) for support in supports.values()):
@@ -26,6 +26,8 @@ def constrain_all(transforms: Mapping[str, Transform], unconstrained: Mapping[st
 
 
 def _is_fixed(support: constraints.Constraint) -> bool:
+    if getattr(support, "fixed", False):
+        return True
     parts = [getattr(support, name, None) for name in getattr(support, "__slots__", ())] + list(vars(support).values())
     for part in parts:
         if isinstance(part, torch.Tensor):

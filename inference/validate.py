@@ -20,7 +20,9 @@ def model_function(model: Any) -> Callable[..., Any]:
     return inner
 
 
-def prepare_data(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def prepare_data(
+    function: Callable[..., Any], data: Mapping[str, Any], *, may_miss: str | None = None
+) -> dict[str, Any]:
     """Check ``data`` against the signature of ``function`` and convert arrays to tensors.
 
     Parameters
@@ -30,6 +32,8 @@ def prepare_data(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[
     data
         Tensors, arrays, nested lists, pandas columns, numbers, strings, ``None`` or anything else the model takes.
         Floating values are converted to torch's default dtype; integers and booleans keep theirs.
+    may_miss
+        The argument in which NaN stands for a missing value, if the model knows any (`ppl_models.Model.table`).
 
     Raises
     ------
@@ -38,14 +42,16 @@ def prepare_data(function: Callable[..., Any], data: Mapping[str, Any]) -> dict[
     """
     if not isinstance(data, Mapping):
         raise InputError(f"data: expected one mapping from argument names to values, got {type(data).__name__}.")
-    _check_names(function, data)
+    check_names(function, data)
     prepared = {name: _as_tensor(f"data['{name}']", value) for name, value in data.items()}
     for name, value in prepared.items():
-        _check_finite(f"data['{name}']", value)
+        table = name == may_miss and isinstance(value, torch.Tensor)
+        _check_finite(f"data['{name}']", value[~torch.isnan(value)] if table else value)
     return prepared
 
 
-def _check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
+def check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
+    """Raise `InputError` where the names of ``data`` are not those of the arguments of ``function``."""
     target = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(target).parameters.values()

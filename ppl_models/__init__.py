@@ -6,6 +6,10 @@
 from ppl_models.conjugate import BAYESIAN_LINEAR_REGRESSION, BETA_BINOMIAL, NORMAL_MEAN
 from ppl_models.hierarchical import EIGHT_SCHOOLS, EIGHT_SCHOOLS_CENTERED
 from ppl_models.mixture import GAUSSIAN_MIXTURE, GAUSSIAN_MIXTURE_EXCHANGEABLE
+from ppl_models.mixture_counts import BERNOULLI_MIXTURE, MULTINOMIAL_MIXTURE, POISSON_MIXTURE
+from ppl_models.mixture_regression import REGRESSION_MIXTURE
+from ppl_models.mixture_sizes import DIRICHLET_PROCESS_MIXTURE, SPARSE_MIXTURE
+from ppl_models.mixture_student import STUDENT_MIXTURE
 from ppl_models.model import Exact, Model, Simulation
 from ppl_models.regression import (
     INTERACTION_REGRESSION,
@@ -30,5 +34,12 @@ MODELS: dict[str, Model] = {
         POISSON_REGRESSION,
         GAUSSIAN_MIXTURE,
         GAUSSIAN_MIXTURE_EXCHANGEABLE,
+        STUDENT_MIXTURE,
+        BERNOULLI_MIXTURE,
+        POISSON_MIXTURE,
+        MULTINOMIAL_MIXTURE,
+        SPARSE_MIXTURE,
+        DIRICHLET_PROCESS_MIXTURE,
+        REGRESSION_MIXTURE,
     )
 }

@@ -104,5 +104,50 @@ def iris_petal_length() -> torch.Tensor:
     return torch.from_numpy(load_iris().data[:, 2].astype(np.float64))
 
 
+def iris_measurements() -> torch.Tensor:
+    """Load the four measurements (cm) of 150 irises of three species, rounded to 0.1, shape (150, 4) (Fisher 1936)."""
+    from sklearn.datasets import load_iris
+
+    return torch.from_numpy(load_iris().data.astype(np.float64))
+
+
+def sepals() -> Table:
+    """Load sepal width (cm) of 150 irises with standardised sepal length.
+
+    Over all irises width falls with length; within each species it rises.
+    """
+    from sklearn.datasets import load_iris
+
+    measurements = load_iris().data
+    return _table(measurements[:, :1], measurements[:, 1], ["sepal length"])
+
+
+def tumours() -> torch.Tensor:
+    """Load mean radius and texture of the cells of 569 tumours, shape (569, 2) (Street et al. 1993)."""
+    from sklearn.datasets import load_breast_cancer
+
+    return torch.from_numpy(load_breast_cancer().data[:, :2].astype(np.float64))
+
+
+def exercises() -> torch.Tensor:
+    """Load chin-ups, sit-ups and jumps of 20 men, counts of shape (20, 3) (A. C. Linnerud's fitness club data)."""
+    from sklearn.datasets import load_linnerud
+
+    return torch.from_numpy(load_linnerud().data.astype(np.float64))
+
+
+def digit_pixels() -> torch.Tensor:
+    """Load the dark pixels (above 8 of 16) of the first 100 handwritten digits 0, 1 and 2, zeros and ones (100, 64)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return torch.from_numpy((bunch.data[bunch.target < 3][:100] > 8).astype(np.float64))
+
+
+def digit_rows() -> torch.Tensor:
+    """Count the dark pixels of `digit_pixels` in each of the 8 columns of the image, shape (100, 8)."""
+    return digit_pixels().reshape(-1, 8, 8).sum(1)
+
+
 def _table(x: np.ndarray, y: np.ndarray, covariates: list[str]) -> Table:
     return Table(torch.from_numpy(standardise(x)), torch.from_numpy(np.asarray(y, dtype=np.float64)), covariates)

@@ -67,6 +67,12 @@ class Model:
         Maps draws of shape (chain, draw, ...) to quantities that do not depend on the labels of components.
     coords
         ``coords(data)`` gives the labels of each plate, keyed by plate name, where the data are those of `data`.
+    start
+        ``start(data, seed)`` gives values of the latent sites near which a climb to a maximum may begin, other ones for
+        another seed.
+    table
+        Name of the argument that is a table (rows, columns): the numeric columns of a CSV file go there, and NaN marks
+        a missing entry, of which the model takes account.
     """
 
     name: str
@@ -78,3 +84,5 @@ class Model:
     exact: Callable[[Mapping[str, Any]], Exact] | None = None
     identify: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     coords: Callable[[Mapping[str, Any]], dict[str, list]] | None = None
+    start: Callable[[Mapping[str, Any], int], dict[str, np.ndarray]] | None = None
+    table: str | None = None

@@ -27,7 +27,14 @@ SIZES = {
     "logistic_regression": [{"num_rows": 5, "num_covariates": 1}, {"num_rows": 60, "num_covariates": 8}],
     "poisson_regression": [{"num_rows": 5, "num_covariates": 1}, {"num_rows": 60, "num_covariates": 8}],
     "gaussian_mixture": [{"num_rows": 7, "K": 1}, {"num_rows": 60, "K": 4}],
-    "gaussian_mixture_exchangeable": [{"num_rows": 7, "K": 1}, {"num_rows": 60, "K": 4}],
+    "gaussian_mixture_exchangeable": [{"num_rows": 7, "K": 1}, {"num_rows": 60, "num_columns": 3, "K": 4}],
+    "student_mixture": [{"num_rows": 7, "num_columns": None, "K": 1}, {"num_rows": 60, "num_columns": 3, "K": 4}],
+    "bernoulli_mixture": [{"num_rows": 7, "K": 1}, {"num_rows": 60, "num_columns": 6, "K": 4}],
+    "poisson_mixture": [{"num_rows": 7, "K": 1}, {"num_rows": 60, "num_columns": 6, "K": 4}],
+    "multinomial_mixture": [{"num_rows": 7, "K": 1}, {"num_rows": 60, "num_columns": 6, "K": 4}],
+    "sparse_mixture": [{"num_rows": 7, "K": 2}, {"num_rows": 60, "num_columns": 3, "K": 4}],
+    "dirichlet_process_mixture": [{"num_rows": 7, "K": 2}, {"num_rows": 60, "num_columns": 3, "K": 4}],
+    "regression_mixture": [{"num_rows": 7, "K": 1}, {"num_rows": 60, "num_covariates": 3, "K": 4}],
 }
 every_model = pytest.mark.parametrize("model", [pytest.param(m, id=m.name) for m in MODELS.values()])
 

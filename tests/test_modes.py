@@ -112,12 +112,15 @@ def test_a_funnel_has_no_mode_to_settle_in():
 
 
 def test_a_mixture_in_the_wrong_mode():
-    """This start leads 137 nats below the other mode of this posterior."""
+    """One of these starts leads 140 nats below the other mode of this posterior."""
     model = MODELS["gaussian_mixture"]
     wrong = fit(model, model.data(), SVI_SHORT, seed=1)
     with wrong.restored() as sites:
         density = Density(sites)
-        ends = [climb_to_maximum(density, p)[0] for p in density.starts(8, generator=np.random.default_rng(1))]
+        starts = density.starts(
+            8, generator=np.random.default_rng(1), radius=4.0
+        )  # most within 2 lead to the right one
+        ends = [climb_to_maximum(density, p)[0] for p in starts]
         values = density.log_density(np.array(ends))
     assert np.ptp(values) > 100
     points = ends[np.argmin(values)] + 1e-2 * np.random.default_rng(0).standard_normal((2, 200, len(ends[0])))

@@ -15,7 +15,7 @@ from scipy import integrate, stats
 from torch.distributions import biject_to
 
 from ppl_models import MODELS
-from ppl_models.mixture import OrderStatistics
+from ppl_models.order_statistics import OrderStatistics
 from ppl_models.simulation import own_stream
 
 
@@ -122,12 +122,12 @@ def test_order_statistics_refuse_what_they_cannot_be():
 
 def mixture_log_joint(data, values, *, ordered):
     """The density of the continuous latents, the assignments summed out by hand, with scipy."""
-    K = data["K"]
+    K, x = data["K"], data["x"].numpy()[:, None]
+    mean, sd = (0.0, 1.0) if "data_mean" in data else (x.mean(), x.std())
     weights, loc, scale = (values[n].numpy() for n in ("weights", "loc", "scale"))
     prior = stats.dirichlet(np.full(K, 2.0)).logpdf(weights)
-    prior += stats.norm(4, 2).logpdf(loc).sum() + (math.lgamma(K + 1) if ordered else 0.0)
-    prior += stats.lognorm(s=0.75, scale=0.5).logpdf(scale).sum()
-    x = data["x"].numpy()[:, None]
+    prior += stats.norm(mean, 2 * sd).logpdf(loc).sum() + (math.lgamma(K + 1) if ordered else 0.0)
+    prior += stats.lognorm(s=0.75, scale=sd / K).logpdf(scale).sum()
     return prior + np.logaddexp.reduce(np.log(weights) + stats.norm(loc, scale).logpdf(x), axis=1).sum()
 
 

@@ -1,0 +1,135 @@
+"""Where a climb to a maximum of a mixture's density begins: at the parts of a clustering of the data by k-means.
+
+The likelihood of a mixture has many maxima, and from points spread evenly most climbs end in a poor one, or at a
+component that has collapsed on a few rows. The EM algorithm is started from clusterings for the same reason.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Rows by which a cluster's covariance is drawn towards that of the data: the prior's degrees of freedom, D + 2.
+EXTRA_DF = 2
+# Where the model has no prior the start has so much of one: enough to keep components from collapsing on a point.
+FLAT_STRENGTH = 0.01
+# Rows that stand beside those of a cluster with the mean of the data, in counts.
+EXTRA_ROWS = 1.0
+# The same for locations (the shrinkage of Fraley & Raftery 2007).
+LOC_ROWS = 0.01
+# Steps of the EM algorithm, and the gain in mean log likelihood below which they end: a start need not be exact.
+EM_STEPS, EM_GAIN = 50, 1e-4
+
+
+def arguments(model: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the data by the model's defaults; tensors as arrays."""
+    bound = inspect.signature(model).bind(**data)
+    bound.apply_defaults()
+    return {n: np.asarray(v) if hasattr(v, "numpy") else v for n, v in bound.arguments.items()}
+
+
+def cluster(x: np.ndarray, K: int, seed: int) -> np.ndarray:
+    """Cluster rows (N, D) by k-means from a random k-means++ start; labels (N,).
+
+    Columns are standardised, or for odd seeds whitened, which finds clusters that are long and narrow. Missing entries
+    are put at the mean of their column.
+    """
+    from sklearn.cluster import KMeans  # imported here: it takes about a second
+
+    filled = np.where(np.isnan(x), np.nanmean(x, axis=0), x)
+    spread = filled.std(axis=0)
+    white = (filled - filled.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    if seed % 2 and len(x) > x.shape[1]:
+        sizes, axes = np.linalg.eigh(np.cov(white.T).reshape(x.shape[1], x.shape[1]))
+        kept = sizes > 1e-9 * sizes[-1]
+        white = white @ (axes[:, kept] / np.sqrt(sizes[kept]))
+    return KMeans(K, n_init=1, random_state=seed).fit(white).labels_
+
+
+def shares(labels: np.ndarray, K: int) -> np.ndarray:
+    """Weights (K,) of a clustering, none of them zero."""
+    counts = np.bincount(labels, minlength=K) + EXTRA_ROWS
+    return counts / counts.sum()
+
+
+def cluster_means(x: np.ndarray, labels: np.ndarray, K: int, center: np.ndarray) -> np.ndarray:
+    """Means (K, D) of the entries seen in each cluster, with `EXTRA_ROWS` rows at ``center`` beside them."""
+    seen = ~np.isnan(x)
+    member = np.eye(K)[labels]
+    return (member.T @ np.where(seen, x, 0.0) + EXTRA_ROWS * center) / (member.T @ seen + EXTRA_ROWS)
+
+
+def normal_start(model: Callable[..., Any], data: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Give weights, locations and scales or covariances of a clustering, as sites of `gaussian_mixture`.
+
+    The clustering is improved by a few steps of the EM algorithm under an inverse Wishart prior (Fraley & Raftery 2007,
+    section 2.1), so that no component collapses. Entries that are missing stay at the mean of their cluster.
+    """
+    given = arguments(model, data)
+    x, K, covariance = given["x"].astype(np.float64), given["K"], given["covariance"]
+    strength = FLAT_STRENGTH if given.get("flat") else 1.0
+    table = x.reshape(len(x), -1)
+    labels = cluster(table, K, seed)
+    seen = ~np.isnan(table)
+    filled = np.where(seen, table, cluster_means(table, labels, K, np.nanmean(table, axis=0))[labels])
+    fitted = _maximised(filled, np.eye(K)[labels], covariance, strength)
+    previous = -np.inf
+    for _ in range(EM_STEPS):
+        joint = np.log(fitted.weights) + _log_density(filled, fitted)
+        top = joint.max(axis=1, keepdims=True)
+        share = np.exp(joint - top)
+        total = share.sum(axis=1, keepdims=True)
+        level = float((top + np.log(total)).mean())
+        if level < previous + EM_GAIN:
+            break
+        previous = level
+        fitted = _maximised(filled, share / total, covariance, strength)
+    return _as_sites(fitted, covariance, on_line=x.ndim == 1)
+
+
+class _Normals(NamedTuple):
+    """Weights (K,), locations (K, D) and covariances (K, D, D)."""
+
+    weights: np.ndarray
+    loc: np.ndarray
+    covariance: np.ndarray
+
+
+def _maximised(x: np.ndarray, share: np.ndarray, covariance: str, strength: float) -> _Normals:
+    """Give the parameters that are best for responsibilities (N, K), with the prior counted ``strength`` times."""
+    (rows, size), K = x.shape, share.shape[1]
+    counts = share.sum(axis=0)
+    mean = x.mean(axis=0)
+    loc = (share.T @ x + LOC_ROWS * mean) / (counts + LOC_ROWS)[:, None]
+    df = strength * (size + EXTRA_DF)
+    prior = df * np.cov(x.T, bias=True).reshape(size, size) * K ** (-2 / size)
+    within = np.stack([(x - m).T @ ((x - m) * w[:, None]) for m, w in zip(loc, share.T, strict=True)])
+    each = (within + prior) / (counts + df)[:, None, None]
+    if covariance == "tied":
+        each[:] = (within.sum(axis=0) + prior) / (rows + df)
+    elif covariance != "full":
+        variances = np.diagonal(each, axis1=1, axis2=2)
+        variances = variances.mean(axis=1, keepdims=True) if covariance == "spherical" else variances
+        each = variances[:, None] * np.eye(size)
+    return _Normals((counts + EXTRA_ROWS) / (counts + EXTRA_ROWS).sum(), loc, each)
+
+
+def _log_density(x: np.ndarray, normals: _Normals) -> np.ndarray:
+    """Log densities (N, K) of rows under each component, but for a constant."""
+    columns = []
+    for loc, covariance in zip(normals.loc, normals.covariance, strict=True):
+        root = np.linalg.cholesky(covariance)
+        white = (x - loc) @ np.linalg.inv(root).T
+        columns.append(-0.5 * (white**2).sum(axis=1) - np.log(np.diagonal(root)).sum())
+    return np.stack(columns, axis=1)
+
+
+def _as_sites(normals: _Normals, covariance: str, *, on_line: bool) -> dict[str, np.ndarray]:
+    sites = {"weights": normals.weights, "loc": normals.loc[:, 0] if on_line else normals.loc}
+    scale = np.sqrt(np.diagonal(normals.covariance, axis1=1, axis2=2))
+    if on_line:
+        return sites | {"scale": scale[0, 0] if covariance == "tied" else scale[:, 0]}
+    if covariance in ("diagonal", "spherical"):
+        return sites | {"scale": scale if covariance == "diagonal" else scale[:, 0]}
+    return sites | {"covariance": normals.covariance[0] if covariance == "tied" else normals.covariance}
