@@ -17,7 +17,8 @@ from torch.fx import GraphModule
 from inference.devices import moved
 from inference.errors import InputError, one_line
 from inference.fingerprint import Unknown, fingerprint
-from inference.graph import batched, loop, map_draws, python_seconds, random_nodes, second, widest
+from inference.graph import batched, loop, python_seconds, random_nodes, second, widest
+from inference.mapped import map_draws
 from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_graph
 from inference.recorded import Inputs, bound_graph
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start

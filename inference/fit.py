@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from pyro.infer.autoguide import AutoGuide
 
-from inference.conditional import complete
+from inference.conditional import MAX_DRAWN, complete, left_out
 from inference.density import Density
 from inference.errors import InputError
 from inference.isolation import isolated
@@ -221,6 +221,12 @@ class Fit:
 
         return to_datatree(self, **options)
 
+    def predict(self, new_data: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Give probabilities and most probable values of discrete sites; see `inference.predict.predict`."""
+        from inference.predict import predict
+
+        return predict(self, new_data, **options)
+
     def save(self, path: str | Path) -> Path:
         """Write the fit to one file, which `inference.load_fit` reads; see `inference.storage.save_fit`."""
         from inference.storage import save_fit
@@ -276,14 +282,15 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
         setup = time.perf_counter() - begin
         run = own_engine.run(Problem(sites, seed, shown, model))
         begin = time.perf_counter()
-        draws = _complete(sites, run.draws)
+        draws, remarks = _complete(sites, run.draws)
         completion = time.perf_counter() - begin
         params = copied_params()
     seconds = {**run.seconds, "setup": setup + run.seconds.get("setup", 0.0), "other_sites": completion}
     dims = {name: site.dims for group in sites.groups() for name, site in group.items()}
     state = {**run.state, "function": function, "dtype": dtype, "params": params, "dims": dims}
-    state["discrete"] = [*sites.discrete, *sites.unenumerable]
-    return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, run.notes, state)
+    state["discrete"] = [*sites.discrete, *sites.unenumerable, *(path.name for path in sites.chains.values())]
+    notes = (*run.notes, *remarks)
+    return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, notes, state)
 
 
 def _own(function: Callable[..., Any], engine: Engine) -> tuple[Callable[..., Any], Engine]:
@@ -316,9 +323,14 @@ def _copied(params: Mapping[str, Any]) -> dict[str, Any]:
     return {"params": values, "constraints": dict(params["constraints"])}
 
 
-def _complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add deterministic and discrete sites to draws of shape (chain, draw, ...)."""
+def _complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Add deterministic and discrete sites to draws of shape (chain, draw, ...); say what is left out."""
     chains, num = next(iter(draws.values())).shape[:2]
     flat = {name: value.reshape(chains * num, *value.shape[2:]) for name, value in draws.items()}
     full = complete(sites, flat)
-    return {name: value.reshape(chains, num, *value.shape[1:]) for name, value in full.items()}
+    remarks = [
+        f"no draws of '{name}', which would be more than {MAX_DRAWN} numbers; predict(fit) gives its probabilities"
+        for name in left_out(sites, chains * num)
+        if name not in full
+    ]
+    return {name: value.reshape(chains, num, *value.shape[1:]) for name, value in full.items()}, remarks
