@@ -74,7 +74,7 @@ def complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> Draws:
     everything = {**sites.deterministic, **sites.discrete, **{path.name: path for path in sites.chains.values()}}
     whole = {n for n, s in everything.items() if not set(s.plates) & set(sites.subsampled)} - absent
     values = as_tensors(draws)
-    drawn = _draw_discrete(sites, values, [n for n in sites.discrete if n in whole and n not in draws])
+    drawn = draw_discrete(sites, values, [n for n in sites.discrete if n in whole and n not in draws])
     given = values | as_tensors(drawn)
     hidden = [name for name in sites.discrete if name not in given]
     computed = [name for name in sites.deterministic if name in whole]
@@ -108,7 +108,7 @@ def _computed_from_discrete(sites: Sites, values: Mapping[str, torch.Tensor]) ->
     return [name for name, shape in shapes.items() if tuple(shape) != sites.deterministic[name].shape]
 
 
-def _draw_discrete(sites: Sites, values: Mapping[str, torch.Tensor], names: list[str]) -> Draws:
+def draw_discrete(sites: Sites, values: Mapping[str, torch.Tensor], names: list[str]) -> Draws:
     """Draw summed-out sites: in closed form where they do not hang together, else by Pyro's backward sampling."""
     if not names:
         return {}
@@ -118,7 +118,7 @@ def _draw_discrete(sites: Sites, values: Mapping[str, torch.Tensor], names: list
     supports = {name: probe.support(name) for name in names}
 
     def closed(one: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        found = posterior_log_probabilities(sites, one, names)
+        found = posterior_log_probabilities(factors(sites, one), names)
         return {name: supports[name][categorical(found[name].exp(), 1)[..., 0]] for name in names}
 
     def backward(one: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -160,9 +160,8 @@ def joint_name(names: list[str], *, taken: Iterable[str] = ()) -> str:
     return f"{names[0]}+{len(names) - 1}_more"
 
 
-def posterior_log_probabilities(sites: Sites, values: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+def posterior_log_probabilities(found: Factors, names: Iterable[str]) -> dict[str, Tensor]:
     """Exact log probabilities of the values of discrete sites at one draw, ``name -> (*plates, K)``."""
-    found = factors(sites, values)
     result = {}
     for group in found.groups:
         wanted = [name for name in found.discrete(group) if name in names]

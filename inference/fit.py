@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pyro
@@ -22,6 +22,9 @@ from inference.isolation import isolated
 from inference.progress import showing
 from inference.sites import Sites, read_sites
 from inference.validate import model_function, prepare_data
+
+if TYPE_CHECKING:
+    from inference.prediction import Prediction
 
 STATUS_KINDS = ("finished", "converged", "budget_spent", "diverged", "interrupted")
 
@@ -221,7 +224,7 @@ class Fit:
 
         return to_datatree(self, **options)
 
-    def predict(self, new_data: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    def predict(self, new_data: Mapping[str, Any] | None = None, **options: Any) -> "Prediction":
         """Give probabilities and most probable values of discrete sites; see `inference.predict.predict`."""
         from inference.predict import predict
 

@@ -98,6 +98,11 @@ class Chains:
         return self._first(np.exp(self._forward[0]))
 
     @property
+    def last_filtered(self) -> np.ndarray:
+        """State probabilities of the last step given all observations, (K, B)."""
+        return np.exp(self._forward[0][-1])
+
+    @property
     def smoothed(self) -> np.ndarray:
         """State probabilities given all observations, (*batch, T, K); NaN where they are impossible together."""
         alpha = self._forward[0]
