@@ -26,6 +26,8 @@ class BatchMeans:
 
     def __init__(self, ids: np.ndarray) -> None:
         self._ids, self._seen = ids, 0
+        # Deviations from the first draw are summed: squares of the values themselves would lose a small variance.
+        self._first: np.ndarray | None = None
         self._sum: np.ndarray | float = 0.0
         self._batch: np.ndarray | float = 0.0
         self._in_batch = 0
@@ -34,7 +36,9 @@ class BatchMeans:
 
     def add(self, values: np.ndarray) -> None:
         """Add the next draws, (n, *shape)."""
-        for _, part in _segments(self._ids, self._seen, values):
+        if self._first is None:
+            self._first = np.array(values[0])
+        for _, part in _segments(self._ids, self._seen, values - self._first):
             self._batch = self._batch + part.sum(0)
             self._in_batch += len(part)
             self._seen += len(part)
@@ -47,7 +51,7 @@ class BatchMeans:
     @property
     def mean(self) -> np.ndarray:
         """Mean over all draws."""
-        return np.asarray(self._sum / len(self._ids))
+        return np.asarray(self._first + self._sum / len(self._ids))
 
     @property
     def error(self) -> np.ndarray:
@@ -56,7 +60,7 @@ class BatchMeans:
         if num < 2:
             return np.full(np.shape(self._sum), np.nan)
         variance = (self._squares - np.square(self._means) / num) / (num - 1)
-        return np.sqrt(np.maximum(variance, 0.0) / num)
+        return np.asarray(np.sqrt(np.maximum(variance, 0.0) / num))
 
 
 class LogBatchMeans:

@@ -11,8 +11,6 @@ from inference.chain_sites import chain_logits, find_chain
 from inference.hidden_markov import Chains
 from tests.chains import NormalChain, by_enumeration, series
 
-hmm = pytest.importorskip("hmmlearn.hmm")
-
 
 def random_chain(num_states=3, num_steps=5, seed=0):
     generator = np.random.default_rng(seed)
@@ -65,6 +63,7 @@ def test_sampled_paths_have_their_exact_probabilities():
 
 
 def test_hmmlearn_gives_the_same_numbers():
+    hmm = pytest.importorskip("hmmlearn.hmm")
     initial, transition, loc, y = random_chain(num_steps=500, seed=3)
     theirs = hmm.GaussianHMM(3, covariance_type="spherical", init_params="")
     theirs.startprob_, theirs.transmat_, theirs.means_, theirs.covars_ = initial, transition, loc[:, None], np.ones(3)
