@@ -18,14 +18,14 @@ from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
 
 from inference.chain_sites import chain_logits, find_chain
-from inference.enumerated import factors, is_separate, pointwise_terms, posterior_log_probabilities
+from inference.enumerated import factors, is_separate, pointwise_terms, posterior_logits
 from inference.errors import InputError
 from inference.hidden_markov import Chains
 from inference.mapped import map_draws, stream_draws
-from inference.random_operations import categorical
+from inference.random_operations import draw_states
 from inference.sites import Sites, is_deterministic
 
-# Draws of a discrete site are kept up to this many numbers: 256 MB of integers, drawn in 5 s for K = 2.
+# Draws of a discrete site are kept up to this many numbers: 256 MB of integers, drawn in 2 s for K = 2.
 MAX_DRAWN = 2**25
 # Logits of hidden Markov chains are taken for so many numbers at a time: 64 MB, of which the smoother needs three.
 # Fewer draws at a time would leave the loop over a long series to the interpreter.
@@ -52,7 +52,7 @@ def left_out(sites: Sites, num: int) -> list[str]:
     return [name for name, site in (sites.discrete | paths).items() if num * prod(site.shape) > MAX_DRAWN]
 
 
-def complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> Draws:
+def complete(sites: Sites, draws: Mapping[str, np.ndarray], *, paths: bool = True) -> Draws:
     """Add deterministic sites, summed-out discrete sites drawn from p(discrete | latents, data), and state paths.
 
     Parameters
@@ -61,6 +61,8 @@ def complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> Draws:
         The model.
     draws
         ``name -> (n, *shape)`` for every continuous latent, and for discrete ones that a guide has drawn.
+    paths
+        Whether to draw state paths of hidden Markov chains, too.
 
     Returns
     -------
@@ -87,7 +89,7 @@ def complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> Draws:
         result |= map_draws(lambda one: _run(sites, one, computed), given)
     result |= drawn
     for observed, path in sites.chains.items():
-        if path.name in whole and not hidden:
+        if paths and path.name in whole and not hidden:
             result[path.name] = _draw_paths(sites, given, observed)
     return result
 
@@ -118,8 +120,8 @@ def draw_discrete(sites: Sites, values: Mapping[str, torch.Tensor], names: list[
     supports = {name: probe.support(name) for name in names}
 
     def closed(one: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        found = posterior_log_probabilities(factors(sites, one), names)
-        return {name: supports[name][categorical(found[name].exp(), 1)[..., 0]] for name in names}
+        found = posterior_logits(factors(sites, one), names)
+        return {name: supports[name][draw_states(found[name])] for name in names}
 
     def backward(one: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         model = poutine.condition(sites.enumerated, data=dict(one))

@@ -160,6 +160,12 @@ def joint_name(names: list[str], *, taken: Iterable[str] = ()) -> str:
     return f"{names[0]}+{len(names) - 1}_more"
 
 
+def posterior_logits(found: Factors, names: Iterable[str]) -> dict[str, Tensor]:
+    """Log weights (*plates, K) of the values of discrete sites that are the only ones of their groups, at one draw."""
+    groups = {name: group for group in found.groups for name in found.discrete(group)}
+    return {name: _separate(found, groups[name], name) for name in names}
+
+
 def posterior_log_probabilities(found: Factors, names: Iterable[str]) -> dict[str, Tensor]:
     """Exact log probabilities of the values of discrete sites at one draw, ``name -> (*plates, K)``."""
     result = {}

@@ -11,9 +11,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from arviz_base import from_dict
-from pyro.infer import MCMC, TraceEnum_ELBO, config_enumerate
-from pyro.infer import NUTS as PyroNUTS
-from pyro.infer import SVI as PyroSVI
+from pyro import infer
+from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.infer.importance import psis_diagnostic
 from pyro.ops.indexing import Vindex
@@ -105,9 +104,8 @@ def test_k_hat_where_pyros_own_is_wrong():
     with isolated(seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that z is in the model and not in the guide
         guide = AutoMultivariateNormal(pyro.poutine.block(model, hide=["z"]))
-        svi = PyroSVI(
-            config_enumerate(model), guide, pyro.optim.Adam({"lr": 0.02}), TraceEnum_ELBO(max_plate_nesting=1)
-        )
+        objective = infer.TraceEnum_ELBO(max_plate_nesting=1)
+        svi = infer.SVI(config_enumerate(model), guide, pyro.optim.Adam({"lr": 0.02}), objective)
         for _ in range(200):
             svi.step(y)
         theirs = psis_diagnostic(model, guide, y, num_particles=1000, max_plate_nesting=1)
@@ -134,7 +132,7 @@ def test_loo_where_arvizs_converter_is_wrong():
             with isolated(seed=0), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that k-hats are bad
                 marked = config_enumerate(lambda y: traps_model(y, SPELLINGS["vectorised"]))
-                chain = MCMC(PyroNUTS(marked), num_samples=40, warmup_steps=40, disable_progbar=True)
+                chain = infer.MCMC(infer.NUTS(marked), num_samples=40, warmup_steps=40, disable_progbar=True)
                 chain.run(y)
                 theirs = arviz.loo(arviz.from_pyro(chain, log_likelihood=True)).elpd_loo
             assert theirs < right - 300
