@@ -27,7 +27,7 @@ from inference.sites import Sites, is_deterministic
 
 # Draws of a discrete site are kept up to this many numbers: 256 MB of integers, drawn in 2 s for K = 2.
 MAX_DRAWN = 2**25
-# Logits of hidden Markov chains are taken for so many numbers at a time: 64 MB, of which the smoother needs three.
+# Logits of hidden Markov chains are taken for so many numbers at a time: 64 MB, of which the smoother holds eight.
 # Fewer draws at a time would leave the loop over a long series to the interpreter.
 CHAIN_NUMBERS = 2**23
 

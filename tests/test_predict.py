@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from inference import MAP, SVI, InputError, Laplace, fit, forecast, from_draws, load_fit, predict
-from tests.chains import by_enumeration, chain_model, loop_model, sequences_model, series
+from tests.chains import NormalChain, by_enumeration, chain_model, loop_model, sequences_model, series
 from tests.zoo import CASES, TWO_CLUSTERS, mixture_by_hand, mixture_tutorial, schools
 
 SMALL = Laplace(num_samples=60, num_chains=2)
@@ -64,9 +64,9 @@ def test_the_table_has_a_row_for_each_element(mixture):
 
 def test_errors_are_those_of_repeated_fits(mixture):
     means = np.stack([predict(fit(mixture_tutorial, TWO_CLUSTERS, SMALL, seed=s))["assignment"].probabilities
-                      for s in range(2, 14)])  # fmt: skip
+                      for s in range(2, 12)])  # fmt: skip
     ratio = means.std(0, ddof=1).mean() / predict(mixture)["assignment"].error.mean()
-    assert 0.5 < ratio < 2.0  # 12 repeats tell an sd to 20 %, and the elements share their draws
+    assert 0.5 < ratio < 2.0  # 10 repeats tell an sd to 23 %, and the elements share their draws
 
 
 def test_unseen_rows_of_another_number(mixture):
@@ -293,3 +293,43 @@ def test_labels_of_the_model_name_the_rows():
 
     result = fit(Named(), TWO_CLUSTERS, SMALL, seed=1)
     assert predict(result, {"y": np.array([0.0, 1.0])}).to_dataframe().index.tolist() == ["row 0", "row 1"]
+
+
+class PathsByKind(NormalChain):
+    """Chains whose transitions differ between sequences."""
+
+    def expand(self, batch_shape, _instance=None):
+        initial = self.initial.expand(*batch_shape, 2)
+        return PathsByKind(initial, self.transition, self.loc, self.event_shape[0], validate_args=False)
+
+
+def test_chains_that_depend_on_an_assignment():
+    kinds = torch.tensor([[[0.9, 0.1], [0.1, 0.9]], [[0.2, 0.8], [0.8, 0.2]]])
+
+    def model(y):
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        loc = pyro.sample("loc", dist.Normal(torch.tensor([-1.0, 1.0]), 0.5).to_event(1))
+        with pyro.plate("sequence", len(y)):
+            kind = pyro.sample("kind", dist.Categorical(weights))
+            initial = torch.tensor([0.5, 0.5]).expand(*kind.shape, 2)
+            pyro.sample("y", PathsByKind(initial, kinds[kind], loc, y.shape[1]), obs=y)
+
+    y = np.stack([series(5, 1), np.array([-1.0, 1.2, -0.9, 1.1, -1.3])])
+    result = fit(model, {"y": y}, Laplace(num_samples=500, num_chains=2), seed=1)
+    weights, locs = (result.draws[n].reshape(-1, 2) for n in ("weights", "loc"))
+    shares, kind = np.zeros((2, 5)), np.zeros((2, 2))
+    for w, loc in zip(weights, locs, strict=True):
+        for row in range(2):
+            both = [by_enumeration(np.array([0.5, 0.5]), kinds[k].numpy(), loc, y[row]) for k in range(2)]
+            posterior = w * np.exp([total for *_, total in both])
+            posterior /= posterior.sum()
+            kind[row] += posterior / 1000
+            for probability, (paths, path_weights, _) in zip(posterior, both, strict=True):
+                shares[row] += probability * (path_weights @ paths) / 1000
+    found = predict(result)
+    np.testing.assert_allclose(found["kind"].probabilities, kind, rtol=1e-7)
+    assert found["kind"].most_probable.tolist() == [0, 1]
+    # States given draws of the kind: 1000 of them, each exact.
+    np.testing.assert_allclose(found["y_states"].probabilities[..., 1], shares, atol=4.5 * 0.5 / np.sqrt(1000))
+    assert result.draws["y_states"].shape == (2, 500, 2, 5)
+    np.testing.assert_allclose(result.draws["y_states"].mean((0, 1)), shares, atol=4.5 * 0.5 / np.sqrt(1000))
