@@ -169,7 +169,7 @@ def log_likelihood(sites: Sites, draws: Mapping[str, np.ndarray]) -> tuple[Draws
     dims : dict
         Plate names of every axis after the first.
     """
-    dims = term_dims(sites, draws)
+    dims, _ = term_layout(sites, draws)
     return (map_draws(partial(_terms, sites), as_tensors(draws)) if dims else {}), dims
 
 
@@ -178,11 +178,13 @@ def stream_log_likelihood(sites: Sites, draws: Mapping[str, np.ndarray]) -> Iter
     return stream_draws(partial(_terms, sites), as_tensors(draws))
 
 
-def term_dims(sites: Sites, draws: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
-    """Names of the axes of every log likelihood term, draws apart."""
+def term_layout(
+    sites: Sites, draws: Mapping[str, np.ndarray]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]:
+    """Names of the axes of every log likelihood term, and their lengths, draws apart."""
     with torch.no_grad():
         terms = pointwise_terms(sites, {name: value[0] for name, value in as_tensors(draws).items()})
-    return {name: dims for name, (_, dims) in terms.items()}
+    return {name: dims for name, (_, dims) in terms.items()}, {name: tuple(v.shape) for name, (v, _) in terms.items()}
 
 
 def _terms(sites: Sites, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

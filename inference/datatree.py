@@ -12,7 +12,7 @@ from arviz_base import dict_to_dataset
 
 from inference import __version__
 from inference.conditional import log_likelihood as pointwise
-from inference.conditional import predictive
+from inference.conditional import predictive, term_layout
 from inference.conditional import prior as prior_draws
 from inference.errors import InputError
 from inference.fit import Fit
@@ -91,7 +91,7 @@ def to_datatree(
             if log_likelihood:
                 groups["log_likelihood"] = _log_likelihood(fit, sites)
             if posterior_predictive:
-                _refuse_size("posterior_predictive", fit, sites)
+                _refuse_size("posterior_predictive", fit, {n: site.shape for n, site in sites.observed.items()})
                 groups["posterior_predictive"] = _group(_chained(predictive(sites, _flat(fit)), fit), _dims(sites))
             if prior:
                 groups |= _prior(sites)
@@ -148,16 +148,16 @@ def _log_likelihood(fit: Fit, sites: Sites) -> Group:
     draws = {n: v for n, v in _flat(fit).items() if n in kept}
     if not sites.observed:
         raise InputError("log_likelihood: the model has no observed site.")
-    _refuse_size("log_likelihood", fit, sites)
+    _refuse_size("log_likelihood", fit, term_layout(sites, draws)[1])
     values, dims = pointwise(sites, draws)
     return _group(_chained(values, fit), dims)
 
 
-def _refuse_size(group: str, fit: Fit, sites: Sites) -> None:
-    """Refuse a group of one number for each draw and observation where that is too much to hold."""
+def _refuse_size(group: str, fit: Fit, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a group of one array of these shapes for each draw where that is too much to hold."""
     draws = fit.num_chains * fit.num_draws
-    for name, site in sites.observed.items():
-        if (size := prod(site.shape)) * draws > MAX_GROUP:
+    for name, shape in shapes.items():
+        if (size := prod(shape)) * draws > MAX_GROUP:
             raise InputError(
                 f"{group}: {draws} draws of site '{name}' with {size} values are {size * draws / 2**27:.1f} GB, more "
                 f"than {MAX_GROUP / 2**27:.0f}; fit with fewer num_samples, or score with log_predictive(fit, "

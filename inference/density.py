@@ -360,9 +360,8 @@ class Density:
             trace.compute_log_prob()
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not torch.isfinite(node["log_prob"]).all():
-                value = (
-                    node["value"].flatten()[:3].tolist() if isinstance(node["value"], torch.Tensor) else node["value"]
-                )
+                value = node["value"]
+                value = value.flatten()[:3].tolist() if isinstance(value, torch.Tensor) else value
                 return (
                     f"site '{name}': no finite starting point in {START_ATTEMPTS} tries; its log probability is "
                     f"{node['log_prob'].sum().item()} at value {value}. Check its parameters and the scale of the data."

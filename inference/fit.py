@@ -130,7 +130,8 @@ class Fit:
     ----------
     draws
         ``name -> (chain, draw, *site shape)``: latents, deterministic sites, and discrete sites, the last drawn from
-        their exact conditional distribution where the density sums them out.
+        their exact conditional distribution where the density sums them out; ``<site>_states``, state paths of hidden
+        Markov chains. Sites of too many numbers are left out, and ``notes`` says so.
     stats
         Per draw, ``(chain, draw)``. NUTS: ``diverging energy lp tree_depth reached_max_treedepth n_steps step_size
         acceptance_rate``. VI: ``lp``, ``log_q`` and ``log_weight = lp - log_q``, log densities on the unconstrained

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from inference.batch_means import MAX_LOG_BATCHES, LogBatchMeans, batch_ids
-from inference.conditional import as_tensors, stream_chains, stream_log_likelihood, term_dims
+from inference.conditional import as_tensors, stream_chains, stream_log_likelihood, term_layout
 from inference.datatree import MAX_GROUP
 from inference.errors import InputError
 from inference.fit import Fit
@@ -122,7 +122,7 @@ def log_predictive(
             raise InputError("model: has no observed site, so there is nothing to score.")
         draws, shape = latent_draws(fit, sites, num_draws)
         ids = batch_ids(*shape, independent=fit.independent, most=MAX_LOG_BATCHES)
-        dims = term_dims(sites, draws)
+        dims, _ = term_layout(sites, draws)
         means = {name: LogBatchMeans(ids) for name in dims}
         for part in stream_log_likelihood(sites, draws):
             for name, value in part.items():

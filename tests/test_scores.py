@@ -307,3 +307,33 @@ def test_what_is_computed_from_left_out_sites_is_left_out(monkeypatch):
     monkeypatch.setattr("inference.conditional.MAX_DRAWN", 3 * 120 - 1)
     lean = fit(model, data, SMALL, seed=1)
     assert set(lean.draws) == {"weights", "spread"}  # "mean" would be drawn from the prior
+
+
+def test_a_long_chain_is_one_number_for_each_draw(monkeypatch):
+    result = fit(chain_model, {"y": series(50)}, SMALL, seed=1)
+    monkeypatch.setattr("inference.datatree.MAX_GROUP", 120 * 50 - 1)
+    assert result.to_datatree(log_likelihood=True).log_likelihood["y"].shape == (2, 60)
+    with pytest.raises(InputError, match="posterior_predictive: 120 draws of site 'y' with 50 values"):
+        result.to_datatree(posterior_predictive=True)
+
+
+def test_a_fit_to_parts_of_the_rows_scores_all_of_them():
+    def model(y, batch_size=None):
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        with pyro.plate("component", 2):
+            loc = pyro.sample("loc", dist.Normal(torch.tensor([-3.0, 3.0]), 1.0))
+        with pyro.plate("data", len(y), subsample_size=batch_size) as rows:
+            z = pyro.sample("assignment", dist.Categorical(weights))
+            pyro.sample("y", dist.Normal(loc[z], 1.0), obs=y[rows])
+
+    engine = SVI(num_steps=100, num_samples=60, num_chains=2)
+    result = fit(model, {**TWO_CLUSTERS, "batch_size": 10}, engine, seed=1)
+    assert "assignment" not in result.draws
+    for ask in (predict, log_predictive):
+        with pytest.raises(InputError, match="plate 'data' is subsampled .10 of 40."):
+            ask(result)
+    whole = {**TWO_CLUSTERS, "batch_size": None}
+    assert predict(result, whole)["assignment"].probabilities.shape == (40, 2)
+    terms = mixture_terms(result, TWO_CLUSTERS["y"]).reshape(120, 40)
+    found = log_predictive(result, whole)["y"].pointwise
+    np.testing.assert_allclose(found, logsumexp(terms, axis=0) - np.log(120), rtol=1e-5)  # fitted in float32
