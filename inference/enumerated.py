@@ -22,7 +22,7 @@ from pyro.ops.einsum.adjoint import require_backward
 from pyro.ops.rings import MapRing
 from torch import Tensor
 
-from inference.sites import Site, Sites, is_observation
+from inference.sites import Sites, is_observation
 
 # A joint term of more observed sites than this is named by what their names have in common.
 _MAX_NAMES = 4
@@ -86,7 +86,9 @@ class Factors:
         own, names = list(term._pyro_dims), list(plates)
         present = [name for name in names if name in [self.plates.get(s) for s in own]]
         symbols = {plate: symbol for symbol, plate in self.plates.items()}
-        result = term.permute([own.index(symbols[name]) for name in present] + [own.index(s) for s in last])
+        result = term.permute([own.index(symbols[name]) for name in present] + [own.index(s) for s in last if s in own])
+        if last and last not in own:  # a site of one value: packed terms have no axes of length one
+            result = result.unsqueeze(-1)
         for axis, name in enumerate(names):
             if name not in present:
                 result = result.unsqueeze(axis)
@@ -133,7 +135,7 @@ def pointwise_terms(sites: Sites, values: Mapping[str, Tensor]) -> dict[str, tup
     for group in found.groups:
         observed = found.observed(group)
         if len(group) == 1 and observed:
-            result[group[0]] = _own_term(found.nodes[group[0]]["log_prob"], sites.observed[group[0]])
+            result[group[0]] = _own_term(found, group[0])
         elif observed:  # discrete sites without observations integrate to one and drop out
             tree, summed = found.tree({name: found.nodes[name]["packed"]["log_prob"] for name in group})
             (((plates, (term,)),)) = contract_tensor_tree(tree, summed).items()
@@ -143,8 +145,12 @@ def pointwise_terms(sites: Sites, values: Mapping[str, Tensor]) -> dict[str, tup
     return result
 
 
-def _own_term(log_prob: Tensor, site: Site) -> tuple[Tensor, tuple[str, ...]]:
+def _own_term(found: Factors, name: str) -> tuple[Tensor, tuple[str, ...]]:
     """Term of an observed site that no discrete latent touches: its log probability as it is."""
+    log_prob, site = found.nodes[name]["log_prob"], found.sites.observed[name]
+    if found.sites.discrete:  # of one value, perhaps, the axis of which is left of the plates
+        while log_prob.dim() > found.sites.max_plate_nesting and log_prob.shape[0] == 1:
+            log_prob = log_prob[0]
     dims = site.dims[: log_prob.dim()]
     return log_prob, dims + tuple(f"{site.name}_dim_{i}" for i in range(len(dims), log_prob.dim()))
 

@@ -333,3 +333,21 @@ def test_chains_that_depend_on_an_assignment():
     np.testing.assert_allclose(found["y_states"].probabilities[..., 1], shares, atol=4.5 * 0.5 / np.sqrt(1000))
     assert result.draws["y_states"].shape == (2, 500, 2, 5)
     np.testing.assert_allclose(result.draws["y_states"].mean((0, 1)), shares, atol=4.5 * 0.5 / np.sqrt(1000))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_one_component_is_a_mixture_too(rows):
+    def model(y):
+        with pyro.plate("component", 1):
+            loc = pyro.sample("loc", dist.Normal(torch.zeros(1), 1.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("assignment", dist.Categorical(torch.ones(1)))
+            pyro.sample("y", dist.Normal(loc[z], 1.0), obs=y)
+
+    y = np.linspace(-1.0, 1.0, rows)
+    result = fit(model, {"y": y}, SMALL, seed=1)
+    assert result.draws["assignment"].shape == (2, 60, rows)
+    np.testing.assert_array_equal(predict(result)["assignment"].probabilities, np.ones((rows, 1)))
+    found = result.to_datatree(log_likelihood=True).log_likelihood["y"]
+    assert found.dims == ("chain", "draw", "data")
+    np.testing.assert_allclose(found, norm.logpdf(y, result.draws["loc"]), rtol=1e-9)
