@@ -12,6 +12,9 @@ from inference.given import from_draws
 from inference.isolation import isolated
 from inference.laplace import MAP, Laplace
 from inference.nuts import NUTS
+from inference.predict import forecast, predict
+from inference.prediction import Prediction
+from inference.scores import PredictiveScore, log_predictive, step_log_densities
 from inference.storage import load_fit
 from inference.svi import SVI
 from inference.verdict import Verdict, check
@@ -27,6 +30,8 @@ __all__ = [
     "Fit",
     "InputError",
     "Laplace",
+    "Prediction",
+    "PredictiveScore",
     "Problem",
     "Run",
     "Status",
@@ -34,9 +39,13 @@ __all__ = [
     "check",
     "compare",
     "fit",
+    "forecast",
     "from_draws",
     "isolated",
     "load_fit",
     "log_evidence",
+    "log_predictive",
+    "predict",
+    "step_log_densities",
     "train_guide",
 ]

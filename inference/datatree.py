@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from arviz_base import dict_to_dataset
 
 from inference import __version__
 from inference.conditional import log_likelihood as pointwise
-from inference.conditional import predictive
+from inference.conditional import predictive, term_layout
 from inference.conditional import prior as prior_draws
 from inference.errors import InputError
 from inference.fit import Fit
@@ -19,6 +20,8 @@ from inference.sites import Sites
 
 # Draws from the prior where `prior=True`; a prior needs no more to be seen.
 PRIOR_DRAWS = 500
+# Numbers in one variable of a group that has a value for each draw and observation: 2 GB, which ArviZ copies once more.
+MAX_GROUP = 2**28
 SAMPLE_DIMS = ("chain", "draw")
 NO_SAMPLES = ("observed_data", "constant_data")
 
@@ -88,6 +91,7 @@ def to_datatree(
             if log_likelihood:
                 groups["log_likelihood"] = _log_likelihood(fit, sites)
             if posterior_predictive:
+                _refuse_size("posterior_predictive", fit, {n: site.shape for n, site in sites.observed.items()})
                 groups["posterior_predictive"] = _group(_chained(predictive(sites, _flat(fit)), fit), _dims(sites))
             if prior:
                 groups |= _prior(sites)
@@ -141,10 +145,24 @@ def _chained(values: Mapping[str, np.ndarray], fit: Fit) -> dict[str, np.ndarray
 
 def _log_likelihood(fit: Fit, sites: Sites) -> Group:
     kept = {**sites.latent, **sites.unenumerable}
-    values, dims, remarks = pointwise(sites, {n: v for n, v in _flat(fit).items() if n in kept})
-    if not values:
-        raise InputError(f"log_likelihood: {'; '.join(remarks) or 'the model has no observed site'}.")
+    draws = {n: v for n, v in _flat(fit).items() if n in kept}
+    if not sites.observed:
+        raise InputError("log_likelihood: the model has no observed site.")
+    _refuse_size("log_likelihood", fit, term_layout(sites, draws)[1])
+    values, dims = pointwise(sites, draws)
     return _group(_chained(values, fit), dims)
+
+
+def _refuse_size(group: str, fit: Fit, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a group of one array of these shapes for each draw where that is too much to hold."""
+    draws = fit.num_chains * fit.num_draws
+    for name, shape in shapes.items():
+        if (size := prod(shape)) * draws > MAX_GROUP:
+            raise InputError(
+                f"{group}: {draws} draws of site '{name}' with {size} values are {size * draws / 2**27:.1f} GB, more "
+                f"than {MAX_GROUP / 2**27:.0f}; fit with fewer num_samples, or score with log_predictive(fit, "
+                "fit.data), which holds no more than some draws at a time."
+            )
 
 
 def _prior(sites: Sites) -> dict[str, Group]:

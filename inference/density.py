@@ -17,7 +17,8 @@ from torch.fx import GraphModule
 from inference.devices import moved
 from inference.errors import InputError, one_line
 from inference.fingerprint import Unknown, fingerprint
-from inference.graph import batched, loop, map_draws, python_seconds, random_nodes, second, widest
+from inference.graph import batched, loop, python_seconds, random_nodes, second, widest
+from inference.mapped import map_draws
 from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_graph
 from inference.recorded import Inputs, bound_graph
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
@@ -359,9 +360,8 @@ class Density:
             trace.compute_log_prob()
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not torch.isfinite(node["log_prob"]).all():
-                value = (
-                    node["value"].flatten()[:3].tolist() if isinstance(node["value"], torch.Tensor) else node["value"]
-                )
+                value = node["value"]
+                value = value.flatten()[:3].tolist() if isinstance(value, torch.Tensor) else value
                 return (
                     f"site '{name}': no finite starting point in {START_ATTEMPTS} tries; its log probability is "
                     f"{node['log_prob'].sum().item()} at value {value}. Check its parameters and the scale of the data."

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pyro
@@ -15,13 +15,16 @@ import torch
 import xarray as xr
 from pyro.infer.autoguide import AutoGuide
 
-from inference.conditional import complete
+from inference.conditional import MAX_DRAWN, complete, left_out
 from inference.density import Density
 from inference.errors import InputError
 from inference.isolation import isolated
 from inference.progress import showing
 from inference.sites import Sites, read_sites
 from inference.validate import model_function, prepare_data
+
+if TYPE_CHECKING:
+    from inference.prediction import Prediction
 
 STATUS_KINDS = ("finished", "converged", "budget_spent", "diverged", "interrupted")
 
@@ -127,7 +130,8 @@ class Fit:
     ----------
     draws
         ``name -> (chain, draw, *site shape)``: latents, deterministic sites, and discrete sites, the last drawn from
-        their exact conditional distribution where the density sums them out.
+        their exact conditional distribution where the density sums them out; ``<site>_states``, state paths of hidden
+        Markov chains. Sites of too many numbers are left out, and ``notes`` says so.
     stats
         Per draw, ``(chain, draw)``. NUTS: ``diverging energy lp tree_depth reached_max_treedepth n_steps step_size
         acceptance_rate``. VI: ``lp``, ``log_q`` and ``log_weight = lp - log_q``, log densities on the unconstrained
@@ -221,6 +225,12 @@ class Fit:
 
         return to_datatree(self, **options)
 
+    def predict(self, new_data: Mapping[str, Any] | None = None, **options: Any) -> "Prediction":
+        """Give probabilities and most probable values of discrete sites; see `inference.predict.predict`."""
+        from inference.predict import predict
+
+        return predict(self, new_data, **options)
+
     def save(self, path: str | Path) -> Path:
         """Write the fit to one file, which `inference.load_fit` reads; see `inference.storage.save_fit`."""
         from inference.storage import save_fit
@@ -276,14 +286,15 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
         setup = time.perf_counter() - begin
         run = own_engine.run(Problem(sites, seed, shown, model))
         begin = time.perf_counter()
-        draws = _complete(sites, run.draws)
+        draws, remarks = _complete(sites, run.draws)
         completion = time.perf_counter() - begin
         params = copied_params()
     seconds = {**run.seconds, "setup": setup + run.seconds.get("setup", 0.0), "other_sites": completion}
     dims = {name: site.dims for group in sites.groups() for name, site in group.items()}
     state = {**run.state, "function": function, "dtype": dtype, "params": params, "dims": dims}
-    state["discrete"] = [*sites.discrete, *sites.unenumerable]
-    return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, run.notes, state)
+    state["discrete"] = [*sites.discrete, *sites.unenumerable, *(path.name for path in sites.chains.values())]
+    notes = (*run.notes, *remarks)
+    return Fit(draws, run.stats, run.history, run.status, engine, seed, seconds, model, prepared, notes, state)
 
 
 def _own(function: Callable[..., Any], engine: Engine) -> tuple[Callable[..., Any], Engine]:
@@ -316,9 +327,14 @@ def _copied(params: Mapping[str, Any]) -> dict[str, Any]:
     return {"params": values, "constraints": dict(params["constraints"])}
 
 
-def _complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add deterministic and discrete sites to draws of shape (chain, draw, ...)."""
+def _complete(sites: Sites, draws: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Add deterministic and discrete sites to draws of shape (chain, draw, ...); say what is left out."""
     chains, num = next(iter(draws.values())).shape[:2]
     flat = {name: value.reshape(chains * num, *value.shape[2:]) for name, value in draws.items()}
     full = complete(sites, flat)
-    return {name: value.reshape(chains, num, *value.shape[1:]) for name, value in full.items()}
+    remarks = [
+        f"no draws of '{name}', which would be more than {MAX_DRAWN} numbers; predict(fit) gives its probabilities"
+        for name in left_out(sites, chains * num)
+        if name not in full
+    ]
+    return {name: value.reshape(chains, num, *value.shape[1:]) for name, value in full.items()}, remarks

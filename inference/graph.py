@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pyro
 import pyro.ops.einsum.torch_log
 import torch
@@ -331,45 +330,6 @@ def batched(function: Callable[..., Any], *, numbers: int) -> Callable[..., Any]
     """
     chunk = max(1, MAX_BATCH_NUMBERS // numbers)
     return torch.func.vmap(function, chunk_size=chunk, randomness="different")
-
-
-def map_draws(function: Callable[[Any], Any], values: Any, *, random: bool = False) -> dict[str, np.ndarray]:
-    """Apply a function of one draw to all draws: recorded and batched where that works, else one by one.
-
-    Parameters
-    ----------
-    function
-        Takes one draw (a tensor or a dict of tensors), returns a dict of tensors.
-    values
-        The draws: a tensor or a dict of tensors with a leading axis over draws.
-    random
-        Whether ``function`` draws random numbers. If not, the batched result is checked against ``function`` itself.
-
-    Returns
-    -------
-    dict
-        The results as arrays with a leading axis over draws.
-    """
-    first, last = (tree_map(lambda t, i=i: t[i], values) for i in (0, -1))
-    with torch.no_grad(), pyro.validation_enabled(False):
-        try:
-            graph = record(function, first)
-            graph.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))  # unused draws, too
-            graph.recompile()
-            result = batched(graph, numbers=widest(graph))(values)
-            if not random and not _same(function(last), {name: value[-1] for name, value in result.items()}):
-                raise ArithmeticError("the recorded function differs from the function itself")
-        except Exception as error:  # torch raises many types here; one by one is slow and right
-            logger.info("one draw at a time: %s", error)
-            result = loop(function, values)
-    return {name: value.detach().numpy() for name, value in result.items()}
-
-
-def _same(expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> bool:
-    return all(
-        torch.allclose(got[name].double(), value.double(), rtol=1e-6, atol=1e-9, equal_nan=True)
-        for name, value in expected.items()
-    )
 
 
 def loop(function: Callable[[Any], Any], values: Any) -> Any:

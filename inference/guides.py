@@ -24,7 +24,7 @@ from inference.density import Density
 from inference.errors import InputError, one_line
 from inference.flow_guides import FLOWS
 from inference.gaussian import MAX_FULL_RANK, Gaussian, base_draws, elbo, fit_gaussian
-from inference.graph import map_draws
+from inference.mapped import map_draws
 from inference.sites import Sites, is_discrete
 from inference.starts import best_gaussian
 

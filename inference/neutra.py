@@ -17,7 +17,7 @@ from inference.density import START_ATTEMPTS, Density
 from inference.errors import InputError
 from inference.fingerprint import Unknown
 from inference.fit import Fit
-from inference.graph import map_draws
+from inference.mapped import map_draws
 from inference.nutpie_chains import Chains
 from inference.sites import Sites
 

@@ -1,6 +1,7 @@
 """Random operations in recorded graphs."""
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +20,21 @@ def categorical(probs: torch.Tensor, num_samples: int, *rest: Any, **named: Any)
     state = (cumulative <= torch.rand_like(total) * total).sum(-1, keepdim=True)
     last = probs.shape[-1] - 1
     return torch.where(total > 0, state.clamp(max=last), last + 1)
+
+
+# Up to so many states their weights are taken one after another, over all that is drawn at once, which is faster than
+# along an axis of few.
+_FEW_STATES = 32
+
+
+def draw_states(logits: torch.Tensor) -> torch.Tensor:
+    """Draw a state (...) from log weights (..., K) by inverting the distribution function."""
+    if logits.shape[-1] > _FEW_STATES:
+        return categorical(logits.softmax(-1), 1)[..., 0].clamp(max=logits.shape[-1] - 1)
+    top = logits.amax(-1)
+    cumulative = list(accumulate((each - top).exp() for each in logits.unbind(-1)))
+    threshold = torch.rand_like(top) * cumulative[-1]
+    return sum((each <= threshold).long() for each in cumulative[:-1]) + torch.zeros_like(top, dtype=torch.long)
 
 
 # These random operations cannot be batched by vmap, or not fast; the ones they are replaced by can, and have the same

@@ -218,7 +218,7 @@ def _quantities_at(fit: Fit, density: Density, sites: Sites, points: np.ndarray)
     num_chains, num_draws, dim = points.shape
     values = density.constrain(points.reshape(-1, dim))
     if not sites.discrete or callable(getattr(fit.model, "identify", None)):
-        values = complete(sites, values)
+        values = complete(sites, values, paths=callable(getattr(fit.model, "identify", None)))
     draws = {name: np.asarray(v).reshape(num_chains, num_draws, *v.shape[1:]) for name, v in values.items()}
     return quantities(replace(fit, draws=draws))
 

@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to
 
+from inference.chain_sites import find_chain
 from inference.errors import InputError, one_line
 
 # Starting values are uniform on (-2, 2) of the unconstrained space, the convention of Stan and Pyro: order one, and
@@ -62,6 +63,8 @@ class Sites:
     params: tuple[str, ...]
     max_plate_nesting: int
     observations: dict[str, Any] = field(repr=False)
+    chains: dict[str, Site] = field(default_factory=dict)
+    """State paths of hidden Markov chains, by the observed site: ``<site>_states``, (*batch, T)."""
 
     @property
     def enumerated(self) -> Callable[..., Any]:
@@ -70,7 +73,8 @@ class Sites:
 
     def groups(self) -> tuple[dict[str, Site], ...]:
         """Sites whose values a fit holds, in the order in which it holds them, then the observed ones."""
-        return self.latent, self.unenumerable, self.deterministic, self.discrete, self.observed
+        states = {path.name: path for path in self.chains.values()}
+        return self.latent, self.unenumerable, self.deterministic, self.discrete, states, self.observed
 
     def require_density(self, *, hold_params: bool = False) -> None:
         """Refuse a model that has no flat log density over continuous sites.
@@ -192,8 +196,22 @@ def read_sites(function: Callable[..., Any], data: Mapping[str, Any]) -> Sites:
         params=tuple(name for name, n in trace.nodes.items() if n["type"] == "param"),
         max_plate_nesting=max([-f.dim for f in frames.values()], default=0),
         observations=observations,
+        chains=_state_paths(trace, groups["observed"]),
         **groups,
     )
+
+
+def _state_paths(trace: poutine.Trace, observed: Mapping[str, Site]) -> dict[str, Site]:
+    """Describe the state paths of hidden Markov chains, which follow from the fit like any discrete site."""
+    paths = {}
+    for name, site in observed.items():
+        chain = find_chain(trace.nodes[name]["fn"])
+        if chain is not None:
+            axes = len(site.shape) - chain.event_dim + 1
+            path = f"{name}_states" if f"{name}_states" not in trace.nodes else f"{name}_hidden_states"
+            dims = tuple(d.replace(f"{name}_dim", f"{path}_dim") for d in site.dims[:axes])
+            paths[name] = Site(path, site.shape[:axes], dims, site.plates)
+    return paths
 
 
 def trace_at_start(model: Callable[..., Any], data: Mapping[str, Any]) -> poutine.Trace:
@@ -249,6 +267,9 @@ def _site(node: Mapping[str, Any]) -> Site:
         axis = len(shape) - event_dim + frame.dim
         if 0 <= axis < len(shape) and shape[axis] == frame.size:
             dims[axis] = frame.name
+    chain = find_chain(node["fn"]) if node["is_observed"] else None
+    if chain is not None and len(shape) >= chain.event_dim:
+        dims[len(shape) - chain.event_dim] = "time"
     return Site(name, shape, tuple(dims), tuple(f.name for f in frames))
 
 

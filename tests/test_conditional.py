@@ -4,7 +4,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
-import torch
 from scipy.special import logsumexp
 from scipy.stats import norm
 
@@ -54,11 +53,10 @@ def test_assignments_have_the_exact_responsibilities(name):
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_mixture_likelihood_is_marginal(name):
-    values, dims, remarks = log_likelihood(read(CASES[name].model, TWO_CLUSTERS), repeated(MIXTURE, 3))
+    values, dims = log_likelihood(read(CASES[name].model, TWO_CLUSTERS), repeated(MIXTURE, 3))
     expected = logsumexp(mixture_terms(TWO_CLUSTERS["y"]), axis=1)
     np.testing.assert_allclose(values["y"], np.broadcast_to(expected, (3, 40)), rtol=1e-10)
     assert dims == {"y": ("data",)}
-    assert remarks == []
 
 
 def test_state_paths_have_the_exact_joint_distribution():
@@ -76,12 +74,15 @@ def test_state_paths_have_the_exact_joint_distribution():
         assert abs((paths == path).all(-1).mean() - share) < 4.5 * np.sqrt(share * (1 - share) / NUM)
 
 
-def test_chain_of_states_has_no_pointwise_likelihood():
-    data = {"y": torch.zeros(3)}
-    values, dims, remarks = log_likelihood(read(hmm, data), repeated({"transition": np.eye(2), "loc": [0, 0]}, 2))
-    assert values == {}
-    assert dims == {}
-    assert "coupled through a discrete latent" in remarks[0]
+def test_chain_of_states_has_one_joint_term():
+    y = np.array([0.2, -0.9, 1.3, 0.1, 0.7])
+    transition, loc = np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([-1.0, 1.0])
+    values, dims = log_likelihood(read(hmm, {"y": y}), repeated({"transition": transition, "loc": loc}, 2))
+    paths = np.array(list(np.ndindex(*[2] * 5)))
+    before = np.column_stack([np.zeros(len(paths), dtype=int), paths[:, :-1]])
+    total = (transition[before, paths] * norm.pdf(y, loc[paths])).prod(1).sum()
+    np.testing.assert_allclose(values["y"], np.log(total), rtol=1e-12)
+    assert dims == {"y": ()}  # hundreds of sites y_0, y_1, ... are one observation, named as they are
 
 
 def test_likelihood_without_discrete_sites_keeps_masks_and_plates():
@@ -95,7 +96,7 @@ def test_likelihood_without_discrete_sites_keeps_masks_and_plates():
     seen = np.array([[True, True, False], [True, True, True]])
     sites = read(model, {"x": x, "y": y, "seen": seen})
     slopes = np.array([0.5, -1.0])
-    values, dims, _ = log_likelihood(sites, {"slope": slopes})
+    values, dims = log_likelihood(sites, {"slope": slopes})
     expected = norm.logpdf(y, slopes[:, None, None] * x) * seen
     np.testing.assert_allclose(values["y"], expected, rtol=1e-10)
     assert dims == {"y": ("row", "col")}
@@ -110,7 +111,7 @@ def test_observations_that_share_a_discrete_latent_have_a_joint_term():
             pyro.sample("w", dist.Normal(-z, 1.0), obs=w)
 
     y, w = np.array([0.1, 1.2]), np.array([0.0, -2.0])
-    values, dims, _ = log_likelihood(read(model, {"y": y, "w": w}), {"p": np.array([0.3])})
+    values, dims = log_likelihood(read(model, {"y": y, "w": w}), {"p": np.array([0.3])})
     expected = np.log(0.7 * norm.pdf(y) * norm.pdf(w) + 0.3 * norm.pdf(y, 1) * norm.pdf(w, -1))
     np.testing.assert_allclose(values["y+w"][0], expected, rtol=1e-10)
     assert dims == {"y+w": ("data",)}
@@ -125,7 +126,7 @@ def test_groups_that_share_a_discrete_latent_have_a_term_per_group():
                 pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     y = np.random.default_rng(0).normal(size=(2, 3))
-    values, dims, _ = log_likelihood(read(model, {"y": y}), {"p": np.array([0.3])})
+    values, dims = log_likelihood(read(model, {"y": y}), {"p": np.array([0.3])})
     expected = np.log(0.7 * norm.pdf(y).prod(1) + 0.3 * norm.pdf(y, 1).prod(1))
     np.testing.assert_allclose(values["y"][0], expected, rtol=1e-10)
     assert dims == {"y": ("group",)}

@@ -12,8 +12,9 @@ from scipy.stats import beta, norm
 from inference import NUTS, fit
 from inference.density import Density
 from inference.errors import InputError
-from inference.graph import Recording, fold, map_draws, record
+from inference.graph import Recording, fold, record
 from inference.isolation import isolated
+from inference.mapped import map_draws
 from inference.sites import read_sites
 from inference.validate import prepare_data
 from tests.zoo import CASES, MORE_CASES, branching, flat_priors, hmm, moving_support

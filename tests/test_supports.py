@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from inference.density import Density
-from inference.graph import map_draws
 from inference.isolation import isolated
+from inference.mapped import map_draws
 from inference.sites import read_sites
 from tests.zoo import CASES
 
