@@ -75,7 +75,8 @@ def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
             "it stays as it was."
         )
     settings = {name: value for name, value in old.data.items() if name not in arrays}
-    prepared = prepare_data(old.function, {**settings, **new_data})
+    table = getattr(fit.model, "table", None)
+    prepared = prepare_data(old.function, {**settings, **new_data}, may_miss=table)
     for name, value in prepared.items():
         if isinstance(value, torch.Tensor):
             prepared[name] = _like(f"new_data['{name}']", value, arrays.get(name))
