@@ -138,7 +138,7 @@ def normals_of(features: np.ndarray, orders: np.ndarray) -> Normals:
 
 
 def around(features: np.ndarray, pivot: np.ndarray) -> Normals:
-    """Normals about a pivot (K, d) with the sds of features (n, K, d) over all components: least squares."""
+    """Give normals about a pivot (K, d) with the sds of features (n, K, d) over all components: least squares."""
     scale = features.reshape(-1, features.shape[2]).std(axis=0)
     return Normals(pivot, np.tile(np.where(scale > 0, scale, 1.0), (len(pivot), 1)))
 

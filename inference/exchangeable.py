@@ -1,7 +1,7 @@
 """Components that a model does not tell apart: found by permuting their labels and evaluating the density."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -41,24 +41,25 @@ class Components:
     Attributes
     ----------
     name
-        The plate that holds them, else the first site with an axis over them.
+        The plate that holds them, else the dim of the first axis over them.
     size
         K, their number.
     axes
-        ``site -> axes`` of its value that run over the components.
+        ``site -> axes`` of its value that run over the components; latent, discrete and deterministic sites.
     labels
         Discrete sites whose values are labels of components: assignments, states.
-    in_plate
-        Sites of ``axes`` that lie in the plate, the components' own parameters.
+    parameters
+        Continuous latent sites of ``axes``, those in the plate first.
     left_out
-        Discrete sites that follow the components in a way that was not understood; they cannot be relabelled.
+        Discrete and deterministic sites that follow the labels in a way that was not understood: what cannot be
+        relabelled.
     """
 
     name: str
     size: int
     axes: Mapping[str, tuple[int, ...]]
     labels: tuple[str, ...] = ()
-    in_plate: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
     @property
@@ -136,11 +137,11 @@ def _search(density: Density) -> Iterator[Components]:
     base = _log_density(density, values)
     for size, candidates in units.items():
         taken: set[tuple[str, int]] = set()
-        for found in _promising(density, [_components(size, pattern) for pattern in _patterns(candidates)], values):
+        for found in _promising(density, [_components(density.sites, size, p) for p in _patterns(candidates)], values):
             axes = {(name, axis) for name, over in found.axes.items() for axis in over}
             if taken.isdisjoint(axes) and _invariant(density, found, values, base):
                 taken |= axes
-                yield _with_discrete(density.sites, found, values)
+                yield _with_others(density.sites, found, values)
 
 
 def _promising(density: Density, candidates: list[Components], values: Values) -> list[Components]:
@@ -169,7 +170,7 @@ def _units(sites: Sites) -> dict[int, list[_Unit]]:
 
 
 def _patterns(units: Sequence[_Unit]) -> Iterator[tuple[_Unit, ...]]:
-    """Sets of units, small ones first, since a union of two groups is as invariant as each of them."""
+    """Combine units, small ones first, since a union of two groups is as invariant as each of them."""
     if len(units) <= MAX_UNITS:
         for num in range(1, len(units) + 1):
             yield from combinations(units, num)
@@ -182,13 +183,17 @@ def _patterns(units: Sequence[_Unit]) -> Iterator[tuple[_Unit, ...]]:
     yield tuple(single)
 
 
-def _components(size: int, pattern: Sequence[_Unit]) -> Components:
+def _components(sites: Sites, size: int, pattern: Sequence[_Unit]) -> Components:
     axes: dict[str, tuple[int, ...]] = {}
     for name, axis in (axis for unit in pattern for axis in unit.axes):
         axes[name] = (*axes.get(name, ()), axis)
     plates = [unit for unit in pattern if unit.plate]
-    in_plate = tuple(name for unit in plates for name, _ in unit.axes)
-    return Components(plates[0].plate if plates else next(iter(axes)), size, axes, in_plate=in_plate)
+    own = [name for unit in plates for name, _ in unit.axes]
+    own += list(axes)
+    first, over = next(iter(axes.items()))
+    return Components(
+        plates[0].plate if plates else sites.latent[first].dims[over[0]], size, axes, parameters=tuple(dict.fromkeys(own))
+    )
 
 
 def generators(size: int) -> np.ndarray:
@@ -230,25 +235,46 @@ def _log_density(density: Density, values: Values) -> np.ndarray:
     return result - (log_jacobian if density.jacobian else 0.0)
 
 
-# --- Discrete sites ---------------------------------------------------------------------------------------------------
+# --- Other sites ------------------------------------------------------------------------------------------------------
 
 
-def _with_discrete(sites: Sites, found: Components, values: Values) -> Components:
-    """Find out which discrete sites have axes over the components, or labels of components as values."""
+def _with_others(sites: Sites, found: Components, values: Values) -> Components:
+    """Find out which other sites have axes over the components, or labels of components as values."""
     states = tuple(_state_sites(sites, found, values))
     candidates = {name: list(_actions(sites, site, found)) for name, site in sites.discrete.items()}
     candidates = {name: actions for name, actions in candidates.items() if len(actions) > 1}
-    if not candidates:
-        return _extended(found, {}, states, ())
-    likeliest = {name: actions[0] for name, actions in candidates.items()}
-    choices = [likeliest]
+    choices = [{name: actions[0] for name, actions in candidates.items()}]
     if np.prod([len(actions) for actions in candidates.values()]) <= MAX_DISCRETE_PATTERNS:
         choices = [dict(zip(candidates, choice, strict=True)) for choice in product(*candidates.values())]
     for choice in choices:
-        extended = _extended(found, choice, states, ())
-        if _joint_invariant(sites, extended, values):
-            return extended
-    return _extended(found, {}, states, tuple(candidates))
+        extended = _extended(found, choice, states)
+        if not choice or _joint_invariant(sites, extended, values):
+            return _with_deterministic(sites, extended, values)
+    return replace(_extended(found, {}, states), left_out=(*candidates, *sites.deterministic))
+
+
+def _with_deterministic(sites: Sites, found: Components, values: Values) -> Components:
+    """Add the axes of deterministic sites over the components, by what permuted labels do to their values."""
+    latents = {name: np.asarray(value[0]) for name, value in values.items()}
+    drawn = _run(sites, latents)
+    full = {name: value[None] for name, value in latents.items()}
+    full |= {name: drawn.nodes[name]["value"].numpy()[None] for name in sites.discrete}
+    turned = [found.permuted(full, order[None]) for order in generators(found.size)]
+    runs = [_run(sites, {name: value[0] for name, value in values.items()}) for values in (full, *turned)]
+    axes, left_out = dict(found.axes), list(found.left_out)
+    for name, site in sites.deterministic.items():
+        before, *after = (np.asarray(run.nodes[name]["value"].detach())[None] for run in runs)
+        long = [axis for axis, size in enumerate(site.shape) if size == found.size]
+        patterns = (some for num in range(len(long) + 1) for some in combinations(long, num))
+        for over in patterns:
+            alone = Components(found.name, found.size, {name: over})
+            expected = [alone.permuted({name: before}, order[None])[name] for order in generators(found.size)]
+            if all(np.allclose(e, a, rtol=1e-6, atol=1e-9) for e, a in zip(expected, after, strict=True)):
+                axes |= {name: over} if over else {}
+                break
+        else:
+            left_out.append(name)
+    return replace(found, axes=axes, left_out=tuple(left_out))
 
 
 _Action = tuple[tuple[int, ...], bool]  # axes over the components, and whether the values are labels
@@ -268,12 +294,10 @@ def _support_size(sites: Sites, name: str) -> int:
     return len(_run(sites, {}).nodes[name]["fn"].enumerate_support(expand=False))
 
 
-def _extended(
-    found: Components, choice: Mapping[str, _Action], states: tuple[str, ...], left_out: tuple[str, ...]
-) -> Components:
+def _extended(found: Components, choice: Mapping[str, _Action], states: tuple[str, ...]) -> Components:
     axes = dict(found.axes) | {name: axes for name, (axes, _) in choice.items() if axes}
     labels = tuple(name for name, (_, is_label) in choice.items() if is_label)
-    return Components(found.name, found.size, axes, labels + states, found.in_plate, left_out)
+    return replace(found, axes=axes, labels=labels + states)
 
 
 def _run(sites: Sites, values: Mapping[str, Any]) -> poutine.Trace:

@@ -8,7 +8,9 @@ import numpy as np
 from scipy.optimize import minimize
 
 from inference.density import Density
+from inference.exchangeable import exchangeable
 from inference.gaussian import MAX_FULL_RANK, Gaussian, curvature, elbo, laplace
+from inference.label_copies import nearest_copies
 from inference.progress import bar
 
 # The ascent to a mode that offers a Laplace start is short: a mode may lie at infinity (funnels).
@@ -179,7 +181,10 @@ def find_modes(density: Density, points: np.ndarray, *, known: Sequence[Mode] = 
     """Climb from points (n, D).
 
     Once a mode is known the others go up together for a few short steps, and those that are then on its slope, where no
-    dip lies between, are not followed further. With one mode that saves nearly all of the work.
+    dip lies between, are not followed further. With one mode that saves nearly all of the work. A mode that is a known
+    one with its components relabelled counts as that: K! equal modes are one. Where there are such components every
+    climb goes to its end: of mixtures, most starts lead to poor modes (two components on one cluster, one on two), from
+    which the slope of a better one is soon reached by steps that suit the poor one, and the other way round.
 
     Parameters
     ----------
@@ -189,7 +194,7 @@ def find_modes(density: Density, points: np.ndarray, *, known: Sequence[Mode] = 
     modes, counts = list(known), [0] * len(known)
     lost = 0
     for _ in bar(count(), desc="looking for modes"):
-        if modes and len(points):
+        if modes and len(points) and not exchangeable(density):
             points = _ascend(density, points, modes[0].laplace)
             slopes = [_on_slope(density, modes, point) for point in points]
             for known_mode in (slope for slope in slopes if slope is not None):
@@ -234,7 +239,13 @@ def _ascend(density: Density, points: np.ndarray, q: Gaussian) -> np.ndarray:
 
 
 def _on_slope(density: Density, modes: Sequence[Mode], point: np.ndarray) -> int | None:
-    return next((i for i, mode in enumerate(modes) if not dips(density, mode.laplace.loc, point)), None)
+    return next((i for i, mode in enumerate(modes) if not apart(density, mode, point)), None)
+
+
+def apart(density: Density, mode: Mode, point: np.ndarray) -> bool:
+    """Whether the log density dips between a mode and the copy of a point (D,) that is nearest to it."""
+    (near,) = nearest_copies(density, mode.laplace, point[None])
+    return dips(density, mode.laplace.loc, near)
 
 
 def dips(density: Density, one: np.ndarray, other: np.ndarray) -> bool:
