@@ -1,7 +1,7 @@
 """AutoVI: variational inference that needs no tuning, and climbs until its own check is passed."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from inference.diagnostics import khat_limit
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
+from inference.label_copies import log_num_labellings, outside_of_one
 from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, TYPICAL_STEPS, Ladder
 from inference.modes import search_from
 from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
@@ -25,13 +26,15 @@ BACKENDS = ("auto", "native", "python")
 TYPICAL_GRADIENTS = 7500
 # NUTS from a fit, in whitened coordinates, has scales and correlations already, roughly.
 HAND_OVER_WARMUP = 500
+# Weight of proposals in other labellings up to which they are stray draws of the tails: an error of .01 nats.
+CROSSING = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AutoVI:
     """Variational inference that climbs a ladder until its importance weights say that it has arrived.
 
-    1. Climbs from dispersed starts find the modes.
+    1. Climbs from dispersed starts find the modes; of K! modes that are one another relabelled, one.
     2. At each mode that counts, a Gaussian with full covariance (up to 250 dimensions) by L-BFGS on fixed
        orthogonal-antithetic draws, whose number doubles until the bound on fresh draws has caught up (DADVI: Giordano,
        Ingram & Broderick 2024; doubling: Burroni, Domke & Sheldon 2024). A second fit from elsewhere has to agree.
@@ -70,10 +73,11 @@ class AutoVI:
     ``fit.state``: ``"ladder"``, one dict for each rung (`inference.ladder.Rung`); ``"rung"``, the one whose draws these
     are; ``"loc"`` (D,), ``"scale"`` (D, D) or (D,) of the Gaussian; ``"elbo"``, ``"elbo_se"``, the bound that belongs
     to the draws: for resampled ones the importance-weighted bound (Domke & Sheldon 2018), an estimate of the log
-    evidence; ``"starts"``: ``"elbo"`` of the two fits and whether they ``"agree"``; ``"mode_search"``; and
-    ``"importance"`` for draws that are resampled: ``"khat"``, ``"khat_limit"``, ``"ess"``, ``"num_proposals"``. Draws
-    that are not (above 250 dimensions, or where weights cannot be made) come with ``log_q`` and ``log_weight`` in
-    ``fit.stats``.
+    evidence, with log K! added where components are exchangeable and one labelling was fitted; ``"starts"``:
+    ``"elbo"`` of the two fits and whether they ``"agree"``; ``"mode_search"``; and ``"importance"`` for draws that are
+    resampled: ``"khat"``, ``"khat_limit"``, ``"ess"``, ``"num_proposals"``, and whether they are all in
+    ``"one_labelling"``. Draws that are not (above 250 dimensions, or where weights cannot be made) come with ``log_q``
+    and ``log_weight`` in ``fit.stats``.
     """
 
     method: ClassVar[str] = "vi"
@@ -225,7 +229,13 @@ def _resampled(ladder: Ladder, rung: str, found: Proposals, first: Gaussian) -> 
         "num_proposals": len(found.points),
     }
     stats = {"lp": found.log_density[chosen]}
+    outside = outside_of_one(ladder.density, found.points, found.points[chosen])
+    # With several modes one of them may lie across the border between labellings, where its copies have no proposals.
+    importance["one_labelling"] = bool(len(np.unique(found.mode)) == 1 or found.weights[outside].sum() < CROSSING)
     bound = found.log_evidence, found.log_evidence_se
+    if importance["one_labelling"]:
+        within = replace(found, log_weight=np.where(outside, -np.inf, found.log_weight))
+        bound = within.log_evidence + log_num_labellings(ladder.density), found.log_evidence_se
     return _Answer(rung, found.points[chosen], first, stats, *bound, {"importance": importance})
 
 

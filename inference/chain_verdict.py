@@ -65,8 +65,8 @@ def look_once_more(fit: Fit, found: Quantities, verdict: Verdict, search: Callab
     """Take trust back where a search finds a mode in which no chain has been.
 
     Four chains that all end in one of two equal modes agree, and nothing else here can see it. What chains have shown
-    is not taken back where the search finds nothing to climb (a funnel), nor where modes may be one another by a symmetry
-    that is not known: exchangeable labels are.
+    is not taken back where the search finds nothing to climb (a funnel), nor where modes may be one another by a
+    symmetry that is not known: exchangeable labels are.
     """
     points = fit.state.get("unconstrained")
     if verdict.kind is not VerdictKind.TRUST or points is None or points.shape[-1] > MAX_FULL_RANK:

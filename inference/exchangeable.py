@@ -191,9 +191,8 @@ def _components(sites: Sites, size: int, pattern: Sequence[_Unit]) -> Components
     own = [name for unit in plates for name, _ in unit.axes]
     own += list(axes)
     first, over = next(iter(axes.items()))
-    return Components(
-        plates[0].plate if plates else sites.latent[first].dims[over[0]], size, axes, parameters=tuple(dict.fromkeys(own))
-    )
+    name = plates[0].plate if plates else sites.latent[first].dims[over[0]]
+    return Components(name, size, axes, parameters=tuple(dict.fromkeys(own)))
 
 
 def generators(size: int) -> np.ndarray:

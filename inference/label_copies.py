@@ -1,11 +1,13 @@
-"""Copies of one mode under other labels: points are brought to the labelling nearest to a mode before they are judged."""
+"""Copies of one mode under other labels: points are brought to one labelling before they are judged or counted."""
+
+from collections.abc import Callable
 
 import numpy as np
 
 from inference.density import Density
 from inference.exchangeable import exchangeable
 from inference.gaussian import Gaussian
-from inference.label_model import LabelModel, features_of, label_model
+from inference.label_model import LabelModel, features_of, label_model, parameter_orders, starting_orders
 
 # Draws of a mode's Gaussian, from which the normals of its components' parameters are taken.
 NUM_DRAWS = 200
@@ -21,31 +23,64 @@ def label_models(density: Density, points: np.ndarray) -> tuple[LabelModel, ...]
     )
 
 
-def relabelled(density: Density, models: tuple[LabelModel, ...], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give points (n, D) the likeliest labels.
+def learnt_models(density: Density, points: np.ndarray) -> tuple[LabelModel, ...]:
+    """Fit normals to the components' parameters at points (n, D) with any labels, which are aligned first."""
+    groups = exchangeable(density)
+    if not groups:
+        return ()
+    values, models = density.constrain(points), []
+    best = int(np.argmax(density.log_density(points)))
+    for group in groups:
+        features = features_of(group, values, groups)
+        pivot = {name: values[name][best : best + 1] for name in features.sites}
+        orders = parameter_orders(features, values, starting_orders(features, values, pivot))
+        models.append(label_model(features, values, orders))
+        values = group.permuted(values, orders)
+    return tuple(models)
 
-    Returns
-    -------
-    points : ndarray
-        (n, D).
-    moved : ndarray
-        (n,), which of them had other labels.
-    """
-    moved = np.zeros(len(points), dtype=bool)
+
+def relabelled(density: Density, models: tuple[LabelModel, ...], points: np.ndarray) -> np.ndarray:
+    """Give points (n, D) the likeliest labels."""
     if not models or not len(points):
-        return points, moved
-    values = density.constrain(points)
-    for model in models:
-        orders = model.orders(values)
-        values = model.components.permuted(values, orders)
-        moved |= (orders != np.arange(orders.shape[1])).any(axis=1)
+        return points
+    values, moved = _aligned(density, models, points)
     result = np.array(points)
     if moved.any():
         result[moved] = density.unconstrain({name: value[moved] for name, value in values.items()})[0]
     # A simplex with an entry of exactly zero has no unconstrained counterpart: its labels stay as they are.
     broken = ~np.isfinite(result).all(axis=1)
     result[broken] = points[broken]
-    return result, moved
+    return result
+
+
+def otherwise_labelled(density: Density, models: tuple[LabelModel, ...], points: np.ndarray) -> np.ndarray:
+    """Tell which points (n, D) have other labels than the likeliest ones, (n,)."""
+    return _aligned(density, models, points)[1]
+
+
+def _aligned(density: Density, models: tuple[LabelModel, ...], points: np.ndarray) -> tuple[dict, np.ndarray]:
+    values, moved = density.constrain(points), np.zeros(len(points), dtype=bool)
+    for model in models:
+        orders = model.orders(values)
+        values = model.components.permuted(values, orders)
+        moved |= (orders != np.arange(orders.shape[1])).any(axis=1)
+    return values, moved
+
+
+def in_one_labelling(density: Density, models: tuple[LabelModel, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Give the log density, points (n, D) to (n,), that is minus infinity wherever the labels are not the likeliest.
+
+    Its integral is that of the density over K!, exactly: the K! labellings of a point have the same density, and the
+    likeliest of them is one.
+    """
+
+    def log_density(points: np.ndarray) -> np.ndarray:
+        values = np.array(density.log_density(points))
+        inside = np.isfinite(points).all(axis=1)
+        inside[inside] = ~otherwise_labelled(density, models, points[inside])
+        return np.where(inside, values, -np.inf)
+
+    return log_density
 
 
 def nearest_copies(density: Density, mode: Gaussian, points: np.ndarray) -> np.ndarray:
@@ -53,7 +88,13 @@ def nearest_copies(density: Density, mode: Gaussian, points: np.ndarray) -> np.n
     if not exchangeable(density):
         return points
     draws = mode.transform(np.random.default_rng(0).standard_normal((NUM_DRAWS, density.dim)))
-    return relabelled(density, label_models(density, draws), points)[0]
+    return relabelled(density, label_models(density, draws), points)
+
+
+def outside_of_one(density: Density, points: np.ndarray, typical: np.ndarray) -> np.ndarray:
+    """Tell which points (n, D) are in other labellings than that of typical ones (m, D); none without such labels."""
+    models = learnt_models(density, typical)
+    return otherwise_labelled(density, models, points) if models else np.zeros(len(points), dtype=bool)
 
 
 def log_num_labellings(density: Density) -> float:

@@ -203,7 +203,8 @@ def find_modes(density: Density, points: np.ndarray, *, known: Sequence[Mode] = 
         if not len(points):
             break
         point, points = points[0], points[1:]
-        mode = mode_at(density, climb_to_maximum(density, point)[0])
+        end = climb_to_maximum(density, point)[0]
+        mode = mode_at(density, nearest_copies(density, modes[0].laplace, end[None])[0] if modes else end)
         slope = None if mode is None else _on_slope(density, modes, mode.laplace.loc)
         if mode is None:
             lost += 1
