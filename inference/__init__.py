@@ -3,7 +3,9 @@
 __version__ = "0.1.0"
 
 from inference.autovi import AutoVI
+from inference.clusterings import Clusterings, clusterings
 from inference.compare import Comparison, compare
+from inference.compare_models import ModelComparison, compare_models
 from inference.errors import InputError
 from inference.evidence import Evidence, log_evidence
 from inference.fit import Engine, Fit, Problem, Run, Status, fit
@@ -12,6 +14,7 @@ from inference.given import from_draws
 from inference.isolation import isolated
 from inference.laplace import MAP, Laplace
 from inference.nuts import NUTS
+from inference.relabel import Relabelled, relabel, relabel_jointly
 from inference.storage import load_fit
 from inference.svi import SVI
 from inference.verdict import Verdict, check
@@ -21,22 +24,29 @@ __all__ = [
     "NUTS",
     "SVI",
     "AutoVI",
+    "Clusterings",
     "Comparison",
     "Engine",
     "Evidence",
     "Fit",
     "InputError",
     "Laplace",
+    "ModelComparison",
     "Problem",
+    "Relabelled",
     "Run",
     "Status",
     "Verdict",
     "check",
+    "clusterings",
     "compare",
+    "compare_models",
     "fit",
     "from_draws",
     "isolated",
     "load_fit",
     "log_evidence",
+    "relabel",
+    "relabel_jointly",
     "train_guide",
 ]

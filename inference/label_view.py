@@ -16,8 +16,8 @@ Draws = Mapping[str, np.ndarray]
 # Aligned labels mean something where this share of the draws has a clear one. With more unclear draws than that the
 # means and sds of a component are those of a cut through one cloud, and quantities without labels say what there is.
 ALIGNED = 0.9
-# The share of pairs of rows that are together takes few values for few rows: with less than this many its quantiles jump,
-# and errors of quantiles could not be told from that.
+# The share of pairs of rows that are together takes few values for few rows: with less than this many its quantiles
+# jump, and errors of quantiles could not be told from that.
 SMOOTH_ROWS = 100
 
 
