@@ -1,6 +1,8 @@
 """`compare_models`: which of several models of the same data predicts best, by LOO, WAIC and evidence in one table."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,9 +95,10 @@ def compare_models(fits: Mapping[str, Fit], *, site: str | None = None, evidence
     trees = {name: fit.to_datatree(log_likelihood=True) for name, fit in fits.items()}
     _require_same_observations(trees)
     sites = {name: _log_likelihood_of(tree, name, site) for name, tree in trees.items()}
-    elpds, columns, warnings = {}, {}, []
+    elpds, columns, remarks = {}, {}, []
     for name, tree in trees.items():
-        elpds[name] = loo(tree, var_name=sites[name], pointwise=True)
+        with _quiet():
+            elpds[name] = loo(tree, var_name=sites[name], pointwise=True)
         khats = np.asarray(elpds[name].pareto_k, dtype=float).ravel()
         limit = khat_limit(fits[name].num_chains * fits[name].num_draws)
         num_bad = int((~(khats < limit)).sum())
@@ -108,24 +111,34 @@ def compare_models(fits: Mapping[str, Fit], *, site: str | None = None, evidence
             "se_waic": float(np.sqrt(len(values) * values.var())),
         }
         if num_bad:
-            warnings.append(
+            remarks.append(
                 f"'{name}': k-hat is above {limit:.2f} for {num_bad} of {len(khats)} observations (at most "
                 f"{khats.max():.2f}); its elpd may be off, most likely too high."
             )
         if num_wide := int((variance > WAIC_VARIANCE).sum()):
-            warnings.append(f"'{name}': WAIC is unreliable for {num_wide} observations; go by LOO.")
+            remarks.append(f"'{name}': WAIC is unreliable for {num_wide} observations; go by LOO.")
         if not fits[name].status.ok:
-            warnings.append(f"'{name}': the fit did not end well ({fits[name].status.message})")
+            remarks.append(f"'{name}': the fit did not end well ({fits[name].status.message})")
         if evidence:
-            columns[name] |= _evidence(name, fits[name], warnings)
+            columns[name] |= _evidence(name, fits[name], remarks)
     table = _table(elpds).join(pd.DataFrame.from_dict(columns, orient="index"))
-    return ModelComparison(table, str(table.index[0]), tuple(warnings))
+    return ModelComparison(table, str(table.index[0]), tuple(remarks))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence ArviZ on large k-hats, of which ``warnings`` tells, and pandas on how ArviZ calls it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _table(elpds: dict) -> pd.DataFrame:
     """ArviZ's table, or the same columns for a single model, which ArviZ refuses."""
     if len(elpds) > 1:
-        return compare_elpd(elpds)
+        with _quiet():
+            return compare_elpd(elpds)
     ((name, found),) = elpds.items()
     row = {"rank": 0, "elpd": found.elpd, "p": found.p, "elpd_diff": 0.0, "weight": 1.0, "se": found.se, "dse": 0.0}
     return pd.DataFrame(row | {"warning": found.warning}, index=[name])
@@ -137,11 +150,11 @@ def waic_terms(log_likelihood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return logsumexp(log_likelihood, axis=0) - np.log(len(log_likelihood)) - variance, variance
 
 
-def _evidence(name: str, fit: Fit, warnings: list[str]) -> dict[str, float]:
+def _evidence(name: str, fit: Fit, remarks: list[str]) -> dict[str, float]:
     try:
         found = log_evidence(fit)
     except InputError as error:
-        warnings.append(f"'{name}': no log evidence: {error}")
+        remarks.append(f"'{name}': no log evidence: {error}")
         return {"log_evidence": float("nan"), "log_evidence_se": float("nan")}
     return {"log_evidence": found.value, "log_evidence_se": found.se}
 
@@ -174,6 +187,5 @@ def _require_same_observations(trees: Mapping[str, xr.DataTree]) -> None:
             for v in base.data_vars
         )
         if not same:
-            raise InputError(
-                f"fits['{name}']: its observations differ from those of fits['{first}']; compare models of the same data."
-            )
+            text = f"fits['{name}']: its observations differ from those of fits['{first}']"
+            raise InputError(f"{text}; compare models of the same data.")
