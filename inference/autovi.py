@@ -11,23 +11,20 @@ from inference import limits
 from inference.density import Density
 from inference.devices import check_device
 from inference.diagnostics import khat_limit
+from inference.exchangeable import exchangeable
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
-from inference.label_copies import log_num_labellings, outside_of_one
+from inference.label_copies import log_num_labellings, nearest_modes
 from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, TYPICAL_STEPS, Ladder
-from inference.modes import search_from
+from inference.mode_chains import sample_modes
+from inference.modes import seen_from
 from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
-from inference.warm_start import gaussian_of, sample_from
 
 BACKENDS = ("auto", "native", "python")
 # Evaluations of a fit, to estimate whether compiling pays, now or when the library is next found in the cache: some
 # 15 000, which in batches cost less than single ones.
 TYPICAL_GRADIENTS = 7500
-# NUTS from a fit, in whitened coordinates, has scales and correlations already, roughly.
-HAND_OVER_WARMUP = 500
-# Weight of proposals in other labellings up to which they are stray draws of the tails: an error of .01 nats.
-CROSSING = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -42,7 +39,8 @@ class AutoVI:
        as the data ask for (`inference.bent`).
     4. From each of these, importance sampling with heavier tails (`inference.importance`). The climb ends where k-hat
        and the effective sample size reach ``target``, and the draws are resampled proposals.
-    5. Where no rung gets there, NUTS starts from the draws of the best one, whitened by their covariance;
+    5. Where no rung gets there, NUTS starts from the proposals of the best one, whitened by their covariance, in every
+       mode; bridge sampling between its draws and the proposals tells the modes' masses (`inference.mode_chains`).
        ``fit.method`` is then ``"mcmc"``.
 
     There is no learning rate and no stopping rule to tune. A rung is begun only if the evaluations of the density stay
@@ -75,9 +73,8 @@ class AutoVI:
     to the draws: for resampled ones the importance-weighted bound (Domke & Sheldon 2018), an estimate of the log
     evidence, with log K! added where components are exchangeable and one labelling was fitted; ``"starts"``:
     ``"elbo"`` of the two fits and whether they ``"agree"``; ``"mode_search"``; and ``"importance"`` for draws that are
-    resampled: ``"khat"``, ``"khat_limit"``, ``"ess"``, ``"num_proposals"``, and whether they are all in
-    ``"one_labelling"``. Draws that are not (above 250 dimensions, or where weights cannot be made) come with ``log_q``
-    and ``log_weight`` in ``fit.stats``.
+    resampled: ``"khat"``, ``"khat_limit"``, ``"ess"``, ``"num_proposals"``. Draws that are not (above 250 dimensions,
+    or where weights cannot be made) come with ``log_q`` and ``log_weight`` in ``fit.stats``.
     """
 
     method: ClassVar[str] = "vi"
@@ -125,7 +122,7 @@ class AutoVI:
         begin = time.perf_counter()
         shape = (self.num_chains, self.num_samples)
         latents = density.constrain(answer.points)
-        seen = search_from(density, answer.points, ladder.climbed, rng) if ladder.full_rank else None
+        seen = seen_from(density, answer.points, ladder.climbed) if ladder.full_rank else None
         sampling = time.perf_counter() - begin
         first = answer.gaussian
         return Run(
@@ -155,7 +152,7 @@ class AutoVI:
     def _climb(self, ladder: Ladder, problem: Problem) -> "_Answer":
         """Go up until a rung is good enough, then draw from it."""
         starts = ladder.start(self.num_starts)
-        gaussians = ladder.gaussian(starts)
+        gaussians = ladder.missed(ladder.gaussian(starts))
         ladder.max_evaluations = self.budget * predicted_gradients(gaussians[0].q)
         if not ladder.full_rank:
             wide = ladder.linear_response(gaussians[0])
@@ -166,44 +163,47 @@ class AutoVI:
         }
         best: tuple[str, Proposals, list[Fitted]] | None = None
         for name, (fit, num, most) in rungs.items():
-            if best is not None and not ladder.may_spend(2 * TYPICAL_STEPS * num * len(starts)):
+            if best is not None and not ladder.may_spend(2 * TYPICAL_STEPS * num * len(gaussians)):
                 break
             found, fitted = ladder.climb(name, fit, num, most=most)
             if ladder.good(found):
                 found = ladder.enough(found, fitted)
                 if ladder.good(found):
-                    return _resampled(ladder, name, found, gaussians[0].q)
+                    return _resampled(ladder, name, found, fitted, gaussians[0].q)
             if best is None or found.ess > best[1].ess:
                 best = name, found, fitted
         name, found, fitted = best
         found = ladder.enough(found, fitted)
         enough = found.khat < khat_limit(len(found.points)) and found.ess >= limits.IS_ESS
         if not enough and self.budget >= 1:
-            return self._hand_over(ladder, problem, found, gaussians[0].q)
+            return self._hand_over(ladder, problem, found, fitted, gaussians[0].q)
         if np.isfinite(found.khat):
-            return _resampled(ladder, name, found, gaussians[0].q)
+            return _resampled(ladder, name, found, fitted, gaussians[0].q)
         return _raw(ladder, name, fitted[0])
 
-    def _hand_over(self, ladder: Ladder, problem: Problem, found: Proposals, first: Gaussian) -> "_Answer":
-        """Sample by NUTS from the resampled proposals, whitened by their covariance, which is wider than the fit's."""
-        usable = np.isfinite(found.weights).all()
-        points = found.points[found.resample(ladder.num_draws, ladder.rng)] if usable else found.points
-        around = gaussian_of(points)
+    def _hand_over(
+        self, ladder: Ladder, problem: Problem, found: Proposals, fitted: list[Fitted], first: Gaussian
+    ) -> "_Answer":
+        """Sample by NUTS in every mode, whitened by the covariance of the proposals, which is wider than the fit's."""
         before = ladder.density.num_gradients
-        draws, stats = sample_from(
+        chains = sample_modes(
             ladder.density,
-            around.loc,
-            around.scale,
-            points,
-            num_warmup=HAND_OVER_WARMUP,
+            [one.q for one in fitted],
+            found,
             num_samples=self.num_samples,
             num_chains=self.num_chains,
             seed=problem.seed,
             progress=problem.progress,
         )
         ladder.num_evaluations += ladder.density.num_gradients - before
-        points = draws.reshape(-1, ladder.density.dim)
-        return _Answer("nuts", points, first, stats, found.elbo, found.elbo_se, {"method": "mcmc"})
+        points = chains.points.reshape(-1, ladder.density.dim)
+        bound = (
+            (chains.log_evidence, chains.log_evidence_se)
+            if np.isfinite(chains.log_evidence)
+            else (found.elbo, found.elbo_se)
+        )
+        modes = {"mass": chains.masses, "se": chains.mass_se}
+        return _Answer("nuts", points, first, chains.stats, *bound, {"method": "mcmc", "modes": modes})
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +220,7 @@ class _Answer:
     settled: bool = True
 
 
-def _resampled(ladder: Ladder, rung: str, found: Proposals, first: Gaussian) -> _Answer:
+def _resampled(ladder: Ladder, rung: str, found: Proposals, fitted: list[Fitted], first: Gaussian) -> _Answer:
     chosen = found.resample(ladder.num_draws, ladder.rng)
     importance = {
         "khat": found.khat,
@@ -229,13 +229,11 @@ def _resampled(ladder: Ladder, rung: str, found: Proposals, first: Gaussian) -> 
         "num_proposals": len(found.points),
     }
     stats = {"lp": found.log_density[chosen]}
-    outside = outside_of_one(ladder.density, found.points, found.points[chosen])
-    # With several modes one of them may lie across the border between labellings, where its copies have no proposals.
-    importance["one_labelling"] = bool(len(np.unique(found.mode)) == 1 or found.weights[outside].sum() < CROSSING)
     bound = found.log_evidence, found.log_evidence_se
-    if importance["one_labelling"]:
-        within = replace(found, log_weight=np.where(outside, -np.inf, found.log_weight))
-        bound = within.log_evidence + log_num_labellings(ladder.density), found.log_evidence_se
+    if exchangeable(ladder.density):  # of the K! copies of every mode one was fitted
+        _, _, moved = nearest_modes(ladder.density, [one.q for one in fitted], found.points)
+        in_one = replace(found, log_weight=np.where(moved, -np.inf, found.log_weight))
+        bound = in_one.log_evidence + log_num_labellings(ladder.density), found.log_evidence_se
     return _Answer(rung, found.points[chosen], first, stats, *bound, {"importance": importance})
 
 
@@ -267,7 +265,10 @@ def _status(ladder: Ladder, answer: _Answer) -> Status:
     """Say how the climb ended."""
     way = f"{len(ladder.rungs)} rung{'s' * (len(ladder.rungs) != 1)}, bound {answer.elbo:.2f} nats"
     if answer.rung == "nuts":
-        return Status("finished", f"No variational rung was good enough ({way}): NUTS went on from the best of them.")
+        num = len(answer.state["modes"]["mass"])
+        where = f" in each of {num} modes, which bridge sampling weighed" if num > 1 else ""
+        said = f"No variational rung was good enough ({way}): NUTS went on from the best of them{where}."
+        return Status("finished", said)
     if not ladder.agree:
         first, second = np.sort(ladder.bounds)[::-1][:2]
         return Status(

@@ -43,7 +43,12 @@ def judge_chains(fit: Fit, found: Quantities) -> Verdict:
     place = locate(found, fit.stats["diverging"]) if checks.get("num_divergent") else None
     if place:
         checks |= {"divergent_quantile": place.quantile, "divergent_shift": place.shift}
-    complaints = [*_about_run(fit, found), *_about_mixing(found, mixing), *_about_trajectories(fit, checks, place)]
+    complaints = [
+        *_about_run(fit, found),
+        *_about_modes(fit),
+        *_about_mixing(found, mixing),
+        *_about_trajectories(fit, checks, place),
+    ]
     complaints.sort(key=lambda c: -c.severity)
     remarks = tuple(f"{c.text} {c.remedy}" for c in complaints if c.severity == 0)
     if found.identified:
@@ -133,6 +138,14 @@ def _about_run(fit: Fit, found: Quantities) -> Iterator[Complaint]:
         yield Complaint(1, f"The run ended early ({fit.status.kind}): {fit.status.message}", "Run it to the end.")
     if found.draws.shape[0] < 2:
         yield Complaint(1, "One chain cannot show that chains agree.", "Run NUTS(num_chains=4).")
+
+
+def _about_modes(fit: Fit) -> Iterator[Complaint]:
+    """Chains that each stayed in one mode were put together by the masses of the modes (`inference.mode_chains`)."""
+    errors = fit.state.get("modes", {}).get("se", np.zeros(1))
+    if not np.max(errors) < limits.MODE_MASS_SE:
+        known = f"to +-{np.max(errors):.2f} only" if np.isfinite(errors).all() else "by importance weights only"
+        yield Complaint(1, f"The masses of its {len(errors)} modes are known {known}.", "Draw more (num_samples).")
 
 
 def _about_mixing(found: Quantities, mixing: Mixing) -> Iterator[Complaint]:

@@ -168,15 +168,33 @@ def bridge(log_density: LogDensity, fitted: np.ndarray, points: np.ndarray, rng:
     proposed = _log_ratio(log_density, by, white)
     if not np.isfinite(ratio).all():
         raise InputError("fit: the log density is not finite at some of its draws.")
-    shares = ratio.reshape(num_chains, num_draws)
-    ess = _effective(shares)
+    log_z, se, ess = solve_bridge(ratio.reshape(num_chains, num_draws), proposed)
+    return Evidence(log_z, se, "bridge", ess)
+
+
+def solve_bridge(ratio: np.ndarray, proposed: np.ndarray) -> tuple[float, float, float]:
+    """Solve for a normaliser by the optimal bridge (Meng & Wong 1996, equation 4.1).
+
+    Parameters
+    ----------
+    ratio
+        Log of the density, not normalised, over that of the proposal at the density's draws, (C, T).
+    proposed
+        The same at the proposal's draws, (n,); minus infinity where the density is zero.
+
+    Returns
+    -------
+    log_z, se, ess
+        The normaliser and its standard error in nats, and the effective number of the density's draws.
+    """
+    ess = _effective(ratio)
     share = ess / (ess + len(proposed))
-    log_z = _fixed_point(ratio, proposed, share)
+    log_z = _fixed_point(ratio.ravel(), proposed, share)
     # f1 = p / (s1 p + s2 q) at the proposals, f2 = q / (s1 p + s2 q) at the draws; p normalised, up to a factor.
     f1 = 1.0 / (share + (1.0 - share) * np.exp(np.minimum(log_z - proposed, LARGEST_LOG_RANGE)))
-    f2 = 1.0 / (share * np.exp(np.minimum(shares - log_z, LARGEST_LOG_RANGE)) + 1.0 - share)
+    f2 = 1.0 / (share * np.exp(np.minimum(ratio - log_z, LARGEST_LOG_RANGE)) + 1.0 - share)
     relative = f1.var() / f1.mean() ** 2 / f1.size + _variance_of_mean(f2) / f2.mean() ** 2
-    return Evidence(log_z, float(np.sqrt(relative)), "bridge", ess)
+    return log_z, float(np.sqrt(relative)), ess
 
 
 def weights_evidence(log_weight: np.ndarray, weights: Weights) -> tuple[float, float]:
@@ -213,11 +231,6 @@ def _by_weights(fit: Fit) -> Evidence:
         numbers = fit.state["importance"]
         if not numbers["khat"] < numbers["khat_limit"]:
             raise InputError(_too_heavy(numbers["khat"], numbers["khat_limit"]))
-        if not numbers.get("one_labelling", True):
-            raise InputError(
-                "fit: its components are exchangeable, and its proposals are in several labellings in part, so that it "
-                "is not known how many of the K! they cover; use method='bridge'."
-            )
         return Evidence(fit.state["elbo"], fit.state["elbo_se"], "psis", numbers["ess"], numbers["khat"])
     if "log_weight" not in fit.stats:
         raise InputError("fit: expected one with importance weights, from AutoVI or SVI; use method='bridge'.")

@@ -38,6 +38,8 @@ class Proposals:
         Log of posterior over proposal, (S,); minus infinity where the posterior is zero or not a number.
     mode
         Which component each proposal most likely belongs to, whichever has made it, (S,).
+    shares
+        What part of the proposals each component has made.
     weights
         Normalised weights after Pareto smoothing, (S,).
     khat, ess
@@ -54,6 +56,7 @@ class Proposals:
     log_density: np.ndarray
     log_weight: np.ndarray
     mode: np.ndarray
+    shares: np.ndarray
     weights: np.ndarray
     khat: float
     ess: float
@@ -111,13 +114,26 @@ def propose(
     owner = np.repeat(np.arange(len(counts)), counts)
     with np.errstate(over="ignore", invalid="ignore"):
         points = np.concatenate([q.transform(z[owner == i]) for i, q in enumerate(components)])
-        logs = np.array([_log_densities(q, z, points, owner == i) for i, q in enumerate(components)])
-        log_proposal, log_q = logsumexp(logs + np.log(counts / num)[:, None, None], axis=0)
+        log_proposal, log_q, mode = _mixture(components, counts / num, points, z, owner)
     log_p, num_bad = _finite_log_density(log_density, points)
     log_weight = np.where(np.isfinite(log_proposal), log_p - np.nan_to_num(log_proposal), -np.inf)
     bound, error = mean_and_error((log_p - log_q)[plain])
-    mode = logs[:, 1].argmax(axis=0)
-    return Proposals(points, log_p, log_weight, mode, *_smoothed(log_weight, mode), bound, error, num_bad)
+    smoothed = _smoothed(log_weight, mode)
+    return Proposals(points, log_p, log_weight, mode, counts / num, *smoothed, bound, error, num_bad)
+
+
+def proposal_at(components: Sequence[Family], shares: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the log density of the proposals at any points (n, D), and the component that each most likely belongs to.
+
+    Parameters
+    ----------
+    components, shares
+        As given to `propose`, and as in `Proposals`.
+    """
+    nobody = np.full(len(points), -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        log_proposal, _, mode = _mixture(components, shares, points, np.empty_like(points), nobody)
+    return log_proposal, mode
 
 
 def joined(one: Proposals, other: Proposals) -> Proposals:
@@ -164,6 +180,15 @@ def _base_draws(counts: np.ndarray, dim: int, rng: np.random.Generator) -> tuple
     heavy = np.concatenate([np.arange(count) < round(STUDENT_SHARE * count) for count in counts])
     z[heavy] *= STUDENT_SCALE * np.sqrt(STUDENT_DEGREES / rng.chisquare(STUDENT_DEGREES, size=(heavy.sum(), 1)))
     return z, ~heavy
+
+
+def _mixture(
+    components: Sequence[Family], shares: np.ndarray, points: np.ndarray, z: np.ndarray, owner: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log densities of proposals and of fitted distributions at points (S, D), and their likeliest components, (S,)."""
+    logs = np.array([_log_densities(q, z, points, owner == i) for i, q in enumerate(components)])
+    log_proposal, log_q = logsumexp(logs + np.log(shares)[:, None, None], axis=0)
+    return log_proposal, log_q, logs[:, 1].argmax(axis=0)
 
 
 def _log_densities(q: Family, z: np.ndarray, points: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Copies of one mode under other labels: points are brought to one labelling before they are judged or counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from inference.density import Density
 from inference.exchangeable import exchangeable
-from inference.gaussian import Gaussian
+from inference.gaussian import Family
 from inference.label_model import LabelModel, features_of, label_model, parameter_orders, starting_orders
 
 # Draws of a mode's Gaussian, from which the normals of its components' parameters are taken.
@@ -83,7 +83,7 @@ def in_one_labelling(density: Density, models: tuple[LabelModel, ...]) -> Callab
     return log_density
 
 
-def nearest_copies(density: Density, mode: Gaussian, points: np.ndarray) -> np.ndarray:
+def nearest_copies(density: Density, mode: Family, points: np.ndarray) -> np.ndarray:
     """Give points (n, D) the labels under which they are nearest to a mode; as they are where labels mean something."""
     if not exchangeable(density):
         return points
@@ -91,10 +91,36 @@ def nearest_copies(density: Density, mode: Gaussian, points: np.ndarray) -> np.n
     return relabelled(density, label_models(density, draws), points)
 
 
-def outside_of_one(density: Density, points: np.ndarray, typical: np.ndarray) -> np.ndarray:
-    """Tell which points (n, D) are in other labellings than that of typical ones (m, D); none without such labels."""
-    models = learnt_models(density, typical)
-    return otherwise_labelled(density, models, points) if models else np.zeros(len(points), dtype=bool)
+def nearest_modes(
+    density: Density, components: Sequence[Family], points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fold points into one copy of each mode.
+
+    Every component of a mixture has its labelling, and a point belongs to the component under which it is likeliest
+    once it is so labelled. The points that are not moved are one part in K! of space: copies of it fill the rest.
+
+    Parameters
+    ----------
+    density, components
+        A fitted distribution for each mode, none of them a copy of another.
+    points
+        (n, D).
+
+    Returns
+    -------
+    folded : ndarray
+        (n, D), the copies nearest to their modes.
+    mode : ndarray
+        (n,), whose they are.
+    moved : ndarray
+        (n,), which of them had other labels.
+    """
+    copies = [nearest_copies(density, component, points) for component in components]
+    with np.errstate(over="ignore", invalid="ignore"):  # too far away for a bent Gaussian to be inverted
+        heights = np.array([q.log_q(q.whiten(near)) for q, near in zip(components, copies, strict=True)])
+    mode = np.where(np.isnan(heights), -np.inf, heights).argmax(axis=0)
+    folded = np.stack(copies)[mode, np.arange(len(points))]
+    return folded, mode, (folded != points).any(axis=1)
 
 
 def log_num_labellings(density: Density) -> float:

@@ -18,7 +18,7 @@ from inference.gaussian import (
     linear_response,
 )
 from inference.importance import Proposals, joined, propose
-from inference.modes import MIN_SHARE
+from inference.modes import MIN_SHARE, SOME_DRAWS, look_about
 from inference.starts import Climbed, Mode, best_gaussian, best_of, find_modes
 
 # Fits begin on few fixed draws, from two starts; the better one goes on with more.
@@ -116,7 +116,7 @@ class Ladder:
     def __post_init__(self) -> None:
         self.full_rank = self.density.dim <= MAX_FULL_RANK
         self.num_proposals = max(self.num_draws, limits.MIN_DRAWS)  # fewer have no tail to judge
-        self.climbed = Climbed((), (), 0)
+        self.climbed, self.modes = Climbed((), (), 0), []
         self.bounds, self.agree = np.zeros(0), True
 
     def grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,18 +139,16 @@ class Ladder:
         """Look for modes, and give a Gaussian to start from for each that counts; the heaviest first."""
         points = self.density.starts(num_starts, generator=self.rng)
         if self.full_rank:
-            self.climbed = find_modes(self.density, points)
+            self._search(lambda: find_modes(self.density, points))
+        if self.modes:
+            return [self._above(mode) for mode in self.modes]
         z = self._draws(FIRST_DRAWS)
-        modes = self.climbed.modes
-        if modes:
-            heavy = [mode for mode in modes if mode.log_mass > modes[0].log_mass + np.log(MIN_SHARE)]
-            return [best_of(self.log_density, [mode.laplace, _unit(mode)], z) for mode in heavy]
         found = [best_gaussian(self.density, point, z, full_rank=self.full_rank) for point in points[:NUM_BLIND]]
         return [best_of(self.log_density, found, z)]
 
     def gaussian(self, starts: Sequence[Gaussian]) -> list[Fitted]:
         """Fit a Gaussian from each start; in few dimensions the first one from elsewhere too."""
-        few, many = self._draws(FIRST_DRAWS), self._draws(DRAWS)
+        few = self._draws(FIRST_DRAWS)
         twice = (starts[0], self._away(starts[0])) if self.density.dim <= MAX_TWICE else (starts[0],)
         tries = [fit_gaussian(self.grad, start, few) for start in twice]
         ends = [found for found in tries if found.settled] or tries
@@ -158,7 +156,20 @@ class Ladder:
         self.agree = bool(np.ptp(self.bounds) < AGREEMENT)
         firsts = [max(tries, key=lambda found: found.elbo)]
         firsts += [fit_gaussian(self.grad, start, few) for start in starts[1:]]
-        return [self._kept(fit_gaussian(self.grad, found.q, many)) for found in firsts]
+        return self._refitted(firsts)
+
+    def missed(self, fitted: list[Fitted]) -> list[Fitted]:
+        """Look for modes about the fits, too; give a fit for each mode that counts now."""
+        if not self.modes:
+            return fitted
+        known = dict(zip(map(id, self.modes), fitted, strict=True))
+        draws = [found.q.transform(self.rng.standard_normal((SOME_DRAWS, self.density.dim))) for found in fitted]
+        self._search(lambda: look_about(self.density, np.concatenate(draws), self.climbed, self.rng))
+        few = self._draws(FIRST_DRAWS)
+        for mode in self.modes:
+            if id(mode) not in known:
+                (known[id(mode)],) = self._refitted([fit_gaussian(self.grad, self._above(mode), few)])
+        return [known[id(mode)] for mode in self.modes]
 
     def bent(self, fitted: Sequence[Fitted], num: int) -> list[Fitted]:
         """Bend fitted Gaussians, or fit what is bent again on more draws."""
@@ -217,6 +228,23 @@ class Ladder:
         dim = self.density.dim
         num = max(num, 2 * dim * (num // FIRST_DRAWS) // 2, 2 * dim) if self.full_rank else num
         return base_draws(num, dim, full_rank=self.full_rank, random_radius=random_radius, rng=self.rng)
+
+    def _search(self, climbs: Callable[[], Climbed]) -> None:
+        """Climb; keep what is found, and of it the modes that count."""
+        before = self.density.num_gradients
+        self.climbed = climbs()
+        self.num_evaluations += self.density.num_gradients - before
+        modes = self.climbed.modes
+        self.modes = [mode for mode in modes if mode.log_mass > modes[0].log_mass + np.log(MIN_SHARE)]
+
+    def _above(self, mode: Mode) -> Gaussian:
+        """Choose between two Gaussians to start from at a mode."""
+        return best_of(self.log_density, [mode.laplace, _unit(mode)], self._draws(FIRST_DRAWS))
+
+    def _refitted(self, firsts: Sequence[Fitted]) -> list[Fitted]:
+        """Fit on more draws, from fits on few."""
+        many = self._draws(DRAWS)
+        return [self._kept(fit_gaussian(self.grad, found.q, many)) for found in firsts]
 
     def _away(self, start: Gaussian) -> Gaussian:
         direction = self.rng.standard_normal((1, self.density.dim))

@@ -52,6 +52,9 @@ DIVERGENT_SHARE = 0.001
 DIVERGENT_SHARE_BROKEN = 0.05  # one draw in twenty: the sampler is known to avoid part of the posterior
 # Trajectories cut short cost efficiency first (which ESS sees); one in ten means the geometry is beyond the sampler.
 TREE_DEPTH_SHARE = 0.1
+# Draws of several modes are put together by their masses. Two equal masses are at most 2 sd apart, so that an error of
+# .05 in them moves a mean by MEAN_GOOD.
+MODE_MASS_SE = 0.05
 
 # --- Importance weights ---------------------------------------------------------------------------------------------
 # k < .5: the weights have finite variance, so the errors of weighted estimates can be believed (notes, 2.2).

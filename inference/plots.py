@@ -54,7 +54,7 @@ def comparison_figures(comparison: "Comparison") -> dict[str, Figure]:
         with Monte Carlo error), and where they apply ``pair`` (the two quantities whose correlation differs most),
         ``loss`` (of variational fits), ``trace`` and ``ranks`` (of a reference that is a Markov chain).
     """
-    with _style():
+    with style():
         draws = {name: q for name in comparison.fits if not (q := quantities(comparison.fits[name])).not_finite()}
         figures = {}
         if not comparison.table.empty:
@@ -70,7 +70,7 @@ def comparison_figures(comparison: "Comparison") -> dict[str, Figure]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Our settings over matplotlib's defaults, and the caller's put back."""
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -107,15 +107,17 @@ def _marginals(comparison: "Comparison", draws: dict[str, Quantities]) -> Figure
         for name in [comparison.reference, *comparison.verdicts]:
             if name in draws:
                 _density(ax, _column(draws[name], label), window, colours[name], fill=name == comparison.reference)
-        ax.set(title=_text(label, LABEL_WIDTH + 8), yticks=[], xlim=window)
+        ax.set(title=plain_text(label, LABEL_WIDTH + 8), yticks=[], xlim=window)
         ax.set_ylim(bottom=0)
         ax.spines["left"].set_visible(False)
         ax.locator_params(axis="x", nbins=5)
     for ax in axes[len(labels) :]:
         ax.set_visible(False)
     filled = {"color": colours[comparison.reference], "alpha": 0.35}
-    handles = [mpl.patches.Patch(**filled, label=f"{_text(comparison.reference)} (reference)")]
-    handles += [mpl.lines.Line2D([], [], color=colours[n], label=_text(n)) for n in comparison.verdicts if n in draws]
+    handles = [mpl.patches.Patch(**filled, label=f"{plain_text(comparison.reference)} (reference)")]
+    handles += [
+        mpl.lines.Line2D([], [], color=colours[n], label=plain_text(n)) for n in comparison.verdicts if n in draws
+    ]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
     return figure
 
@@ -173,14 +175,14 @@ def _errors(comparison: "Comparison") -> Figure:
     _zones(means, limits.MEAN_GOOD, limits.MEAN_TOLERANCE)
     _zones(sds, limits.LOG_SD_GOOD, limits.LOG_SD_TOLERANCE)
     _zones(ends, limits.QUANTILE_GOOD, limits.QUANTILE_TOLERANCE)
-    means.set_yticks(range(len(shown)), [_text(label) for label in shown])
+    means.set_yticks(range(len(shown)), [plain_text(label) for label in shown])
     means.set_ylim(len(shown) - 0.4, -0.6)
     means.set(xlabel="difference (reference sds)", title="Mean (median if tails are heavy)")
     ends.set(xlabel="difference (reference sds)", title="Interval ends: 5 % (<) and 95 % (>)")
     _ratio_axis(sds)
     points = {"linestyle": "", "markersize": 5}
     handles = [
-        mpl.lines.Line2D([], [], color=colours[n], marker=MARKERS[i % len(MARKERS)], label=_text(n), **points)
+        mpl.lines.Line2D([], [], color=colours[n], marker=MARKERS[i % len(MARKERS)], label=plain_text(n), **points)
         for i, n in enumerate(names)
     ]
     note = f" (worst {len(shown)} of {len(labels)} quantities)" if len(labels) > len(shown) else ""
@@ -245,13 +247,13 @@ def _pair(comparison: "Comparison", draws: dict[str, Quantities]) -> Figure:
         ax.scatter(x, y, s=5, alpha=0.35, color=colours[name], linewidths=0)
         spread = min(np.ptp(x), np.ptp(y)) > 0
         correlation = f"correlation {np.corrcoef(*columns[name])[0, 1]:+.2f}" if spread else "no spread"
-        ax.set_title(f"{_text(name)}: {correlation}")
+        ax.set_title(f"{plain_text(name)}: {correlation}")
     axes[0].set_xlim(_window([columns[n][0] for n in names]))
     axes[0].set_ylim(_window([columns[n][1] for n in names]))
     for ax in axes[len(names) :]:
         ax.set_visible(False)
-    figure.supxlabel(_text(pair.first, 40), fontsize=9)
-    figure.supylabel(_text(pair.second, 40), fontsize=9)
+    figure.supxlabel(plain_text(pair.first, 40), fontsize=9)
+    figure.supylabel(plain_text(pair.second, 40), fontsize=9)
     return figure
 
 
@@ -272,7 +274,7 @@ def _loss(comparison: "Comparison") -> Figure:
         ax.plot(steps[width - 1 :], smooth - smooth.min(), color=colours[name], linewidth=1.5)
         ax.set_yscale("symlog", linthresh=1.0)
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.set(title=f"{_text(name)}: {comparison.fits[name].status.kind}", xlabel="step")
+        ax.set(title=f"{plain_text(name)}: {comparison.fits[name].status.kind}", xlabel="step")
     figure.supylabel("loss above its lowest (nats)", fontsize=9)
     return figure
 
@@ -298,11 +300,11 @@ def _chains(comparison: "Comparison", reference: Quantities) -> dict[str, Figure
     return figures
 
 
-def _text(label: str, width: int = LABEL_WIDTH) -> str:
+def plain_text(label: str, width: int = LABEL_WIDTH) -> str:
     """Shorten a name from outside and keep matplotlib from reading a formula into it."""
     return shorten(label, width).replace("$", r"\$")
 
 
 def _as_name(label: str) -> str:
     """Make a label the name of a variable, in which xarray takes no slash."""
-    return _text(label.replace("/", "\N{DIVISION SLASH}"))
+    return plain_text(label.replace("/", "\N{DIVISION SLASH}"))

@@ -35,9 +35,10 @@ NEGLIGIBLE = -20.0
 START_TRIES = 20
 START_WIDTH = 2.0  # wider than the posterior, so that chains that do not mix still show it
 NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.search_modes`
-# Short steps uphill before it is asked whether a climb is on the slope of a known mode. After a dozen, some were still
-# between two modes, with no dip before either, and a second mode was missed in one search of ten.
-ASCENT_STEPS = 40
+# Short steps uphill before it is asked whether a climb is on the slope of a known mode. They are slow where another
+# mode has other scales, so only what is then at most so many nats, and one for each dimension, below the mode belongs
+# to it: from far down the way to any maximum leads up, and a second mode was missed by 31 of 32 climbs.
+ASCENT_STEPS, NEAR = 40, 10.0
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
 # than a nat is a ripple that no sampler or optimiser notices.
 MIN_DIP = 1.0
@@ -177,34 +178,39 @@ class Climbed:
     num_lost: int
 
 
-def find_modes(density: Density, points: np.ndarray, *, known: Sequence[Mode] = ()) -> Climbed:
+def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = None) -> Climbed:
     """Climb from points (n, D).
 
-    Once a mode is known the others go up together for a few short steps, and those that are then on its slope, where no
-    dip lies between, are not followed further. With one mode that saves nearly all of the work. A mode that is a known
-    one with its components relabelled counts as that: K! equal modes are one. Where there are such components every
-    climb goes to its end: of mixtures, most starts lead to poor modes (two components on one cluster, one on two), from
-    which the slope of a better one is soon reached by steps that suit the poor one, and the other way round.
+    Once a mode is known the others go up together for some short steps, and those that are then near it, with no dip
+    between, are not followed further. With one mode that saves nearly all of the work. A mode that is a known one with
+    its components relabelled counts as that: K! equal modes are one. Where there are such components every point climbs
+    by itself: of mixtures, most starts lead to poor modes (two components on one cluster, one on two), and steps that
+    suit a poor mode lead others to it, too.
 
     Parameters
     ----------
     known
-        Modes that have been found before; they are among those that come back, with what is found now as counts.
+        What has been found before; it is part of what comes back.
     """
-    modes, counts = list(known), [0] * len(known)
-    lost = 0
+    known = known or Climbed((), (), 0)
+    modes, counts, lost = list(known.modes), list(known.counts), known.num_lost
     for _ in bar(count(), desc="looking for modes"):
         if modes and len(points) and not exchangeable(density):
             points = _ascend(density, points, modes[0].laplace)
-            slopes = [_on_slope(density, modes, point) for point in points]
+            slopes = [_on_slope(density, modes, point, within=NEAR + density.dim) for point in points]
             for known_mode in (slope for slope in slopes if slope is not None):
                 counts[known_mode] += 1
             points = points[[slope is None for slope in slopes]]
         if not len(points):
             break
         point, points = points[0], points[1:]
-        end = climb_to_maximum(density, point)[0]
-        mode = mode_at(density, nearest_copies(density, modes[0].laplace, end[None])[0] if modes else end)
+        if modes and exchangeable(density):
+            point = nearest_copies(density, modes[0].laplace, climb_to_mode(density, point)[None])[0]
+            slope = _on_slope(density, modes, point, within=NEAR + density.dim)
+            if slope is not None:
+                counts[slope] += 1
+                continue
+        mode = mode_at(density, climb_to_maximum(density, point)[0])
         slope = None if mode is None else _on_slope(density, modes, mode.laplace.loc)
         if mode is None:
             lost += 1
@@ -239,20 +245,35 @@ def _ascend(density: Density, points: np.ndarray, q: Gaussian) -> np.ndarray:
     return q.transform(white)
 
 
-def _on_slope(density: Density, modes: Sequence[Mode], point: np.ndarray) -> int | None:
-    return next((i for i, mode in enumerate(modes) if not apart(density, mode, point)), None)
+def _on_slope(density: Density, modes: Sequence[Mode], point: np.ndarray, *, within: float = np.inf) -> int | None:
+    """Find the mode from which the log density falls, without a dip, to a point at most so many nats lower.
+
+    The point may be any of its copies under other labels.
+    """
+    for i, mode in enumerate(modes):
+        (near,) = nearest_copies(density, mode.laplace, point[None])
+        values = _on_line(density, mode.laplace.loc, near)
+        if not _dips(values) and values[0] - values[-1] <= within:
+            return i
+    return None
 
 
 def apart(density: Density, mode: Mode, point: np.ndarray) -> bool:
     """Whether the log density dips between a mode and the copy of a point (D,) that is nearest to it."""
-    (near,) = nearest_copies(density, mode.laplace, point[None])
-    return dips(density, mode.laplace.loc, near)
+    return _on_slope(density, [mode], point) is None
 
 
 def dips(density: Density, one: np.ndarray, other: np.ndarray) -> bool:
     """Whether the log density dips on the line between two points."""
+    return _dips(_on_line(density, one, other))
+
+
+def _on_line(density: Density, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     share = np.linspace(0, 1, LINE_POINTS)[:, None]
-    values = density.log_density((1 - share) * one + share * other)
+    return density.log_density((1 - share) * one + share * other)
+
+
+def _dips(values: np.ndarray) -> bool:
     return bool(np.min(values) < min(values[0], values[-1]) - MIN_DIP or not np.isfinite(values).all())
 
 
