@@ -64,10 +64,6 @@ class LabelModel:
         """Likeliest old label of each new one, (n, K)."""
         return best_orders(self.costs(values))
 
-    def align(self, values: Values) -> dict[str, np.ndarray]:
-        """Permute the labels of every draw to the likeliest ones."""
-        return self.components.permuted(values, self.orders(values))
-
     def reordered(self, order: np.ndarray) -> "LabelModel":
         """Permute the labels themselves."""
         return replace(self, normals=self.normals.reordered(order))

@@ -41,7 +41,9 @@ class LabelView:
         shape = next(iter(draws.values())).shape[:2]
         flat = {name: np.asarray(value).reshape(-1, *np.shape(value)[2:]) for name, value in draws.items()}
         for model in self.models:
-            flat = model.align(flat) if self.aligned else label_free(model.components, flat)
+            # Labels of rows are not looked at: there may be many of them.
+            own = replace(model.components, labels=())
+            flat = own.permuted(flat, model.orders(flat)) if self.aligned else label_free(model.components, flat)
             flat = {name: value for name, value in flat.items() if name not in model.components.left_out}
         return {name: value.reshape(*shape, *value.shape[1:]) for name, value in flat.items()}
 
@@ -91,8 +93,14 @@ def with_label_view(fits: Mapping[str, Fit], *, reference: str) -> tuple[dict[st
             continue
     if not groups:
         return fits, ""
+    needed = [site for group in groups for site in group.parameters]
+    for name, fit in fits.items():
+        if missing := [site for site in needed if site not in fit.draws]:
+            return fits, f"{_names(groups)}, but could not be aligned: '{name}' lacks site '{missing[0]}'."
+    known = next(name for name, fit in fits.items() if fit.model is not None and "unconstrained" in fit.state)
     try:
-        found = relabel_jointly(fits, reference=reference)[reference]
+        chosen = {name: fits[name] for name in (reference, known)}
+        found = relabel_jointly(chosen, reference=reference)[reference]
     except InputError as error:
         return fits, f"{_names(groups)}, but could not be aligned: {error}"
     view = LabelView(found.models, found.agreement >= ALIGNED)

@@ -186,6 +186,16 @@ def test_compare_aligns_by_itself_and_does_not_mind_labels(nuts, auto):
     np.testing.assert_allclose(moved.table[numbers], found.table[numbers], rtol=1e-6, atol=1e-9)
 
 
+def test_draws_of_another_program_are_aligned_too(nuts, auto):
+    names = ("weights", "loc", "scale")
+    given = from_draws({name: with_labels_permuted(nuts).draws[name] for name in names}, source="Stan")
+    found = compare({"stan": given, "auto": auto}, reference="stan")
+    assert found.verdicts["auto"].trusted
+    assert "100% of the draws of 'stan'" in found.remarks[0]
+    partly = compare({"stan": from_draws({"loc": given.draws["loc"]}), "auto": auto}, reference="stan")
+    assert "lacks site" in partly.remarks[0]
+
+
 def test_identify_wins(nuts, auto):
     model = MODELS["gaussian_mixture_exchangeable"]
     found = compare({"nuts": replace(nuts, model=model), "auto": replace(auto, model=model)})
