@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import chi2
 
 from inference.density import Density
+from inference.exchangeable import exchangeable
 from inference.fit import Fit
 from inference.gaussian import MAX_FULL_RANK
 from inference.label_copies import nearest_copies
@@ -166,8 +167,11 @@ def _covered(density: Density, draws: np.ndarray, mode: Mode, home_mass: float) 
     spread[spread == 0] = 1.0  # a point guide
     end = mode.laplace.loc
     rank = int(COVERED * 0.5 * min(1.0, np.exp(mode.log_mass - home_mass)) * len(draws))
-    near = draws[np.argsort((((draws - end) / spread) ** 2).sum(axis=1))[rank]]
-    inside = (mode.laplace.whiten(near[None]) ** 2).sum() < chi2.ppf(WITHIN, density.dim)
+    distances = (mode.laplace.whiten(draws) ** 2).sum(axis=1)
+    # In units of the mode where a component may be all but empty elsewhere, and its parameters as wide as their prior.
+    order = np.argsort(distances) if exchangeable(density) else np.argsort((((draws - end) / spread) ** 2).sum(axis=1))
+    near = draws[order[rank]]
+    inside = distances[order[rank]] < chi2.ppf(WITHIN, density.dim)
     return inside and (not dips(density, near, end) or not dips(density, climb_to_maximum(density, near)[0], end))
 
 
