@@ -116,7 +116,7 @@ def compare_models(fits: Mapping[str, Fit], *, site: str | None = None, evidence
                 f"{khats.max():.2f}); its elpd may be off, most likely too high."
             )
         if num_wide := int((variance > WAIC_VARIANCE).sum()):
-            remarks.append(f"'{name}': WAIC is unreliable for {num_wide} observations; go by LOO.")
+            remarks.append(f"'{name}': WAIC is unreliable (wide log likelihoods: {num_wide}); go by LOO.")
         if not fits[name].status.ok:
             remarks.append(f"'{name}': the fit did not end well ({fits[name].status.message})")
         if evidence:

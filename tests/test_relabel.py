@@ -8,9 +8,9 @@ from scipy import integrate, stats
 
 from inference import (
     NUTS,
-    SVI,
     AutoVI,
     InputError,
+    Laplace,
     check,
     compare,
     fit,
@@ -142,7 +142,7 @@ def test_states_of_a_chain_in_rows_and_columns():
 
 def test_what_cannot_be_relabelled_is_refused(nuts):
     with pytest.raises(InputError, match="nothing to relabel"):
-        relabel(fit(ORDERED, DATA, SVI(num_steps=20, num_samples=20), seed=1))
+        relabel(fit(ORDERED, DATA, Laplace(), seed=1))
     with pytest.raises(InputError, match="flat log density"):
         relabel(from_draws({"loc": nuts.draws["loc"]}))
     with pytest.raises(InputError, match="lacks site"):
@@ -257,10 +257,9 @@ def test_a_fit_in_a_lesser_mode_is_not_excused_by_labels(nuts, in_modes, rank, m
 
 def test_copies_of_a_mode_are_one_mode_and_those_of_a_tilted_prior_are_two():
     data = {"y": np.concatenate([RNG.normal(-3, 1, 15), RNG.normal(3, 1, 15)]), "K": 2}
-    engine = SVI(guide="multivariate_normal", optimizer="lbfgs", num_samples=200, num_chains=2)
-    found = search_modes(fit(mixture, data, engine, seed=1))
+    found = search_modes(fit(mixture, data, Laplace(), seed=1))
     assert (found.num_elsewhere, found.num_settled) == (0, found.num_starts)
-    assert search_modes(fit(mixture, {**data, "tilt": 0.01}, engine, seed=1)).num_elsewhere > 0
+    assert search_modes(fit(mixture, {**data, "tilt": 0.01}, Laplace(), seed=1)).num_elsewhere > 0
 
 
 # --- Evidence ---------------------------------------------------------------------------------------------------------
