@@ -3,7 +3,9 @@
 __version__ = "0.1.0"
 
 from inference.autovi import AutoVI
+from inference.clusterings import Clusterings, clusterings
 from inference.compare import Comparison, compare
+from inference.compare_models import ModelComparison, compare_models
 from inference.errors import InputError
 from inference.evidence import Evidence, log_evidence
 from inference.fit import Engine, Fit, Problem, Run, Status, fit
@@ -14,6 +16,7 @@ from inference.laplace import MAP, Laplace
 from inference.nuts import NUTS
 from inference.predict import forecast, predict
 from inference.prediction import Prediction
+from inference.relabel import Relabelled, relabel, relabel_jointly
 from inference.scores import PredictiveScore, log_predictive, step_log_densities
 from inference.storage import load_fit
 from inference.svi import SVI
@@ -24,6 +27,7 @@ __all__ = [
     "NUTS",
     "SVI",
     "AutoVI",
+    "Clusterings",
     "Comparison",
     "Engine",
     "Evidence",
@@ -32,12 +36,16 @@ __all__ = [
     "Laplace",
     "Prediction",
     "PredictiveScore",
+    "ModelComparison",
     "Problem",
+    "Relabelled",
     "Run",
     "Status",
     "Verdict",
     "check",
+    "clusterings",
     "compare",
+    "compare_models",
     "fit",
     "forecast",
     "from_draws",
@@ -47,5 +55,7 @@ __all__ = [
     "log_predictive",
     "predict",
     "step_log_densities",
+    "relabel",
+    "relabel_jointly",
     "train_guide",
 ]

@@ -1,7 +1,7 @@
 """AutoVI: variational inference that needs no tuning, and climbs until its own check is passed."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,9 +11,11 @@ from inference import limits
 from inference.density import Density
 from inference.devices import check_device
 from inference.diagnostics import khat_limit
+from inference.exchangeable import exchangeable
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
+from inference.label_copies import log_num_labellings, nearest_modes
 from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, TYPICAL_STEPS, Ladder
 from inference.mode_chains import sample_modes
 from inference.modes import seen_from
@@ -29,7 +31,7 @@ TYPICAL_GRADIENTS = 7500
 class AutoVI:
     """Variational inference that climbs a ladder until its importance weights say that it has arrived.
 
-    1. Climbs from dispersed starts find the modes.
+    1. Climbs from dispersed starts find the modes; of K! modes that are one another relabelled, one.
     2. At each mode that counts, a Gaussian with full covariance (up to 250 dimensions) by L-BFGS on fixed
        orthogonal-antithetic draws, whose number doubles until the bound on fresh draws has caught up (DADVI: Giordano,
        Ingram & Broderick 2024; doubling: Burroni, Domke & Sheldon 2024). A second fit from elsewhere has to agree.
@@ -69,10 +71,10 @@ class AutoVI:
     ``fit.state``: ``"ladder"``, one dict for each rung (`inference.ladder.Rung`); ``"rung"``, the one whose draws these
     are; ``"loc"`` (D,), ``"scale"`` (D, D) or (D,) of the Gaussian; ``"elbo"``, ``"elbo_se"``, the bound that belongs
     to the draws: for resampled ones the importance-weighted bound (Domke & Sheldon 2018), an estimate of the log
-    evidence; ``"starts"``: ``"elbo"`` of the two fits and whether they ``"agree"``; ``"mode_search"``; and
-    ``"importance"`` for draws that are resampled: ``"khat"``, ``"khat_limit"``, ``"ess"``, ``"num_proposals"``. Draws
-    that are not (above 250 dimensions, or where weights cannot be made) come with ``log_q`` and ``log_weight`` in
-    ``fit.stats``.
+    evidence, with log K! added where components are exchangeable and one labelling was fitted; ``"starts"``:
+    ``"elbo"`` of the two fits and whether they ``"agree"``; ``"mode_search"``; and ``"importance"`` for draws that are
+    resampled: ``"khat"``, ``"khat_limit"``, ``"ess"``, ``"num_proposals"``. Draws that are not (above 250 dimensions,
+    or where weights cannot be made) come with ``log_q`` and ``log_weight`` in ``fit.stats``.
     """
 
     method: ClassVar[str] = "vi"
@@ -167,7 +169,7 @@ class AutoVI:
             if ladder.good(found):
                 found = ladder.enough(found, fitted)
                 if ladder.good(found):
-                    return _resampled(ladder, name, found, gaussians[0].q)
+                    return _resampled(ladder, name, found, fitted, gaussians[0].q)
             if best is None or found.ess > best[1].ess:
                 best = name, found, fitted
         name, found, fitted = best
@@ -176,7 +178,7 @@ class AutoVI:
         if not enough and self.budget >= 1:
             return self._hand_over(ladder, problem, found, fitted, gaussians[0].q)
         if np.isfinite(found.khat):
-            return _resampled(ladder, name, found, gaussians[0].q)
+            return _resampled(ladder, name, found, fitted, gaussians[0].q)
         return _raw(ladder, name, fitted[0])
 
     def _hand_over(
@@ -218,7 +220,7 @@ class _Answer:
     settled: bool = True
 
 
-def _resampled(ladder: Ladder, rung: str, found: Proposals, first: Gaussian) -> _Answer:
+def _resampled(ladder: Ladder, rung: str, found: Proposals, fitted: list[Fitted], first: Gaussian) -> _Answer:
     chosen = found.resample(ladder.num_draws, ladder.rng)
     importance = {
         "khat": found.khat,
@@ -228,6 +230,10 @@ def _resampled(ladder: Ladder, rung: str, found: Proposals, first: Gaussian) -> 
     }
     stats = {"lp": found.log_density[chosen]}
     bound = found.log_evidence, found.log_evidence_se
+    if exchangeable(ladder.density):  # of the K! copies of every mode one was fitted
+        _, _, moved = nearest_modes(ladder.density, [one.q for one in fitted], found.points)
+        in_one = replace(found, log_weight=np.where(moved, -np.inf, found.log_weight))
+        bound = in_one.log_evidence + log_num_labellings(ladder.density), found.log_evidence_se
     return _Answer(rung, found.points[chosen], first, stats, *bound, {"importance": importance})
 
 

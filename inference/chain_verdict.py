@@ -13,6 +13,7 @@ from inference.fit import Fit
 from inference.gaussian import MAX_FULL_RANK
 from inference.modes import ModeSearch
 from inference.quantities import Quantities
+from inference.relabel import exchangeable_of
 from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
 
 NUM_WORST = 5
@@ -69,10 +70,13 @@ def look_once_more(fit: Fit, found: Quantities, verdict: Verdict, search: Callab
     """Take trust back where a search finds a mode in which no chain has been.
 
     Four chains that all end in one of two equal modes agree, and nothing else here can see it. What chains have shown
-    is not taken back where the search finds nothing to climb (a funnel), nor where modes may be one another relabelled.
+    is not taken back where the search finds nothing to climb (a funnel), nor where modes may be one another by a
+    symmetry that is not known: exchangeable labels are.
     """
     points = fit.state.get("unconstrained")
-    if verdict.kind is not VerdictKind.TRUST or found.identified or points is None or points.shape[-1] > MAX_FULL_RANK:
+    if verdict.kind is not VerdictKind.TRUST or points is None or points.shape[-1] > MAX_FULL_RANK:
+        return verdict
+    if found.identified and not exchangeable_of(fit):
         return verdict
     try:
         modes = search(fit)

@@ -24,6 +24,7 @@ from inference.diagnostics import (
 )
 from inference.errors import InputError
 from inference.fit import Fit
+from inference.label_view import with_label_view
 from inference.limits import CORRELATION_REMARK
 from inference.quantities import Quantities, common_quantities, name_list
 from inference.verdict import check_quantities
@@ -53,7 +54,7 @@ class Comparison:
     Attributes
     ----------
     fits
-        As given.
+        As given, but for the rule by which exchangeable labels were aligned (``fit.state["label_view"]``).
     reference
         Name of the reference.
     reference_verdict
@@ -119,7 +120,8 @@ def compare(fits: Mapping[str, Fit], *, reference: str = "nuts") -> Comparison:
     """Compare fits of the same posterior with a reference among them.
 
     The reference is judged first; one that is not healthy itself leaves every candidate at ``CANNOT_TELL``, with the
-    numbers still shown. Where the model has ``identify``, its label-free quantities are compared instead of the sites.
+    numbers still shown. Where the model has ``identify``, its label-free quantities are compared instead of the sites;
+    else, where components are exchangeable, all fits are relabelled to the reference, and ``remarks`` says so.
 
     Parameters
     ----------
@@ -145,8 +147,10 @@ def compare(fits: Mapping[str, Fit], *, reference: str = "nuts") -> Comparison:
     if len(fits) < 2:
         raise InputError(f"fits: only the reference '{reference}' was given; add at least one fit to compare with it.")
     _require_same_data(fits, reference)
+    fits, relabelled = with_label_view(fits, reference=reference)
     found = common_quantities(fits, reference=reference)
     found, remarks = _drop_constants(found, reference)
+    remarks = (relabelled, *remarks) if relabelled else remarks
     extra = {site for fit in fits.values() for site in fit.draws} - set(fits[reference].draws)
     if extra and not found[reference].identified:
         remarks += (f"Not in the reference, and not compared: {name_list(sorted(extra))}.",)

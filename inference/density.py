@@ -22,7 +22,7 @@ from inference.mapped import map_draws
 from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_graph
 from inference.recorded import Inputs, bound_graph
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
-from inference.supports import constrain_all, fixed_transforms
+from inference.supports import constrain_all, fixed_transforms, unconstrain_all
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ class Density:
         self.dtype = torch.get_default_dtype()
         self._model = poutine.enum(sites.enumerated, first_available_dim=-1 - sites.max_plate_nesting)
         prototype = _prototype(self._model, sites)
-        start = {name: _unconstrained(prototype.nodes[name]) for name in sites.latent}
+        nodes = {name: prototype.nodes[name] for name in sites.latent}
+        start = {name: biject_to(node["fn"].support).inv(node["value"]) for name, node in nodes.items()}
         self._shapes = {name: value.shape for name, value in start.items()}
         self._evaluator = _evaluator(prototype, sites)
         self._transforms = fixed_transforms(prototype, sites.latent)
@@ -250,9 +251,10 @@ class Density:
 
     def unconstrain(self, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Points (n, D) at which the latent sites have the values ``name -> (n, *shape)``, and log Jacobians (n,)."""
-        result = map_draws(
-            self._unconstrain_one, {name: torch.as_tensor(values[name], dtype=self.dtype) for name in self._shapes}
-        )
+        tensors = {name: torch.as_tensor(values[name], dtype=self.dtype) for name in self._shapes}
+        if self._transforms is not None:
+            return unconstrain_all(self._transforms, tensors)
+        result = map_draws(self._unconstrain_one, tensors)
         return result["point"].astype(np.float64), result["log_jacobian"].astype(np.float64)
 
     def starts(self, num: int, *, generator: np.random.Generator, radius: float = START_RADIUS) -> np.ndarray:
@@ -384,10 +386,6 @@ def _prototype(model: Callable, sites: Sites) -> poutine.Trace:
             f"model: fails when the discrete site {names} is enumerated ({said}); index with "
             f"pyro.ops.indexing.Vindex and keep the last {sites.max_plate_nesting} batch dims for plates."
         ) from error
-
-
-def _unconstrained(node: Mapping[str, Any]) -> torch.Tensor:
-    return biject_to(node["fn"].support).inv(node["value"])
 
 
 def _evaluator(prototype: poutine.Trace, sites: Sites) -> TraceEinsumEvaluator:

@@ -1,7 +1,7 @@
 """The log evidence, log p(data), from draws: by bridge sampling or by importance weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from arviz_stats.base import array_stats
@@ -11,6 +11,13 @@ from inference.density import Density
 from inference.diagnostics import LARGEST_LOG_RANGE, Weights, khat_limit, smooth_weights
 from inference.errors import InputError
 from inference.fit import Fit
+from inference.label_copies import (
+    in_one_labelling,
+    learnt_models,
+    log_num_labellings,
+    otherwise_labelled,
+    relabelled,
+)
 from inference.restored_density import restored_density
 from inference.second_opinion import TYPICAL_GRADIENTS, why_unreliable
 from inference.short_chains import NUM_CHAINS, Whitening, mobility, short_chains, whitening
@@ -67,6 +74,9 @@ def log_evidence(fit: Fit, *, method: str = "bridge", seed: int = 0) -> Evidence
     symmetric about its mean first, which takes out its skewness (Warp-III, Meng & Schilling 2002). Importance sampling
     takes the smoothed weights of a variational fit (Vehtari et al. 2024), which is biased low where k-hat is large.
 
+    Where components are exchangeable, one labelling of the K! is integrated over, draws being relabelled to it and the
+    density being zero outside of it, and log K! is added. This is exact, whether draws are in one labelling or in many.
+
     Parameters
     ----------
     fit
@@ -106,7 +116,11 @@ def log_evidence(fit: Fit, *, method: str = "bridge", seed: int = 0) -> Evidence
                 f"fit: {points.shape[0]} x {points.shape[1]} draws are too few for bridge sampling; expected at least "
                 f"{MIN_DRAWS} in all and 8 in each chain. Draw more (num_samples)."
             )
-        return two_bridges(density.log_density, points, np.random.default_rng(seed))
+        models = learnt_models(density, points.reshape(-1, density.dim))
+        log_density = in_one_labelling(density, models) if models else density.log_density
+        points = relabelled(density, models, points.reshape(-1, density.dim)).reshape(points.shape)
+        found = two_bridges(log_density, points, np.random.default_rng(seed))
+        return replace(found, value=found.value + log_num_labellings(density))
 
 
 def two_bridges(log_density: LogDensity, points: np.ndarray, rng: np.random.Generator) -> Evidence:
@@ -220,12 +234,24 @@ def _by_weights(fit: Fit) -> Evidence:
         return Evidence(fit.state["elbo"], fit.state["elbo_se"], "psis", numbers["ess"], numbers["khat"])
     if "log_weight" not in fit.stats:
         raise InputError("fit: expected one with importance weights, from AutoVI or SVI; use method='bridge'.")
-    log_weight = np.asarray(fit.stats["log_weight"], dtype=np.float64).ravel()
+    log_weight, log_copies = _in_one_labelling(fit, np.asarray(fit.stats["log_weight"], dtype=np.float64).ravel())
     weights, limit = smooth_weights(log_weight), khat_limit(log_weight.size)
     if not weights.khat < limit:
         raise InputError(_too_heavy(weights.khat, limit))
     value, se = weights_evidence(log_weight, weights)
-    return Evidence(value, se, "psis", weights.ess, weights.khat)
+    return Evidence(value + log_copies, se, "psis", weights.ess, weights.khat)
+
+
+def _in_one_labelling(fit: Fit, log_weight: np.ndarray) -> tuple[np.ndarray, float]:
+    """Log weights (S,) without the draws of other labellings, and the log of the number of labellings."""
+    if fit.model is None or "unconstrained" not in fit.state:
+        return log_weight, 0.0
+    with restored_density(fit, num_gradients=0) as (density, _):
+        points = fit.state["unconstrained"].reshape(-1, density.dim).astype(np.float64)
+        models = learnt_models(density, points)
+        if models:
+            log_weight = np.where(otherwise_labelled(density, models, points), -np.inf, log_weight)
+        return log_weight, log_num_labellings(density)
 
 
 def _too_heavy(khat: float, limit: float) -> str:

@@ -15,8 +15,10 @@ from scipy.special import logsumexp
 from inference.density import Density
 from inference.errors import InputError
 from inference.evidence import solve_bridge
+from inference.exchangeable import exchangeable
 from inference.gaussian import Family
 from inference.importance import LIGHT, Proposals, proposal_at
+from inference.label_copies import log_num_labellings, nearest_modes
 from inference.warm_start import gaussian_of, sample_from
 
 # NUTS from a fit, in whitened coordinates, has scales and correlations already, roughly.
@@ -101,23 +103,29 @@ def sample_modes(
         )
         runs.append(run)
     points, stats = _side_by_side(runs)
-    log_proposal, nearest = proposal_at(components, proposals.shares, points.reshape(-1, density.dim))
+    # Chains may go over to other labels of exchangeable components, of which the proposals have one.
+    flat, log_weight, log_copies = points.reshape(-1, density.dim), proposals.log_weight, log_num_labellings(density)
+    if exchangeable(density):
+        flat = nearest_modes(density, components, flat)[0]
+        moved = nearest_modes(density, components, proposals.points)[2]
+        log_weight = np.where(moved, -np.inf, log_weight)
+    log_proposal, nearest = proposal_at(components, proposals.shares, flat)
     log_ratio, nearest = (
         (stats["lp"].ravel() - log_proposal).reshape(points.shape[:2]),
         nearest.reshape(points.shape[:2]),
     )
     if alone:
-        evidence = _bridged(log_ratio, proposals.log_weight)
-        return ModeChains(points, stats, np.ones(1), np.zeros(1), *evidence)
+        log_evidence, se = _bridged(log_ratio, log_weight)
+        return ModeChains(points, stats, np.ones(1), np.zeros(1), log_evidence + log_copies, se)
     modes = modes[np.bincount(nearest.ravel(), minlength=len(components))[modes] >= MIN_DRAWS]
     parts = [
-        _bridged(log_ratio[nearest == mode][None], np.where(proposals.mode == mode, proposals.log_weight, -np.inf))
+        _bridged(log_ratio[nearest == mode][None], np.where(proposals.mode == mode, log_weight, -np.inf))
         for mode in modes
     ]
-    masses, mass_se, *evidence = _masses(parts, by_weight[modes])
+    masses, mass_se, log_evidence, se = _masses(parts, by_weight[modes])
     chosen = _chosen(nearest, modes, masses, num_samples, rng)
     flat = {name: value.reshape(-1, *value.shape[2:])[chosen] for name, value in (stats | {"": points}).items()}
-    return ModeChains(flat.pop(""), flat, masses, mass_se, *evidence)
+    return ModeChains(flat.pop(""), flat, masses, mass_se, log_evidence + log_copies, se)
 
 
 def _resampled(inside: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -134,6 +142,8 @@ def _side_by_side(runs: Sequence[tuple[np.ndarray, dict[str, np.ndarray]]]) -> t
 
 def _bridged(log_ratio: np.ndarray, at_proposals: np.ndarray) -> tuple[float, float]:
     """Log mass and its standard error by draws (chain, draw) and proposals; infinite where there is no telling."""
+    if not np.isfinite(log_ratio).all() or np.isfinite(at_proposals).sum() < MIN_DRAWS:
+        return -np.inf, np.inf
     try:
         return solve_bridge(log_ratio, at_proposals)[:2]
     except InputError:  # chains and proposals hardly overlap

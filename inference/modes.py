@@ -6,11 +6,13 @@ import numpy as np
 from scipy.stats import chi2
 
 from inference.density import Density
+from inference.exchangeable import exchangeable
 from inference.fit import Fit
 from inference.gaussian import MAX_FULL_RANK
+from inference.label_copies import nearest_copies
 from inference.restored_density import restored_density
 from inference.short_chains import whitening
-from inference.starts import Climbed, Mode, climb_to_maximum, dips, find_modes, mode_at
+from inference.starts import Climbed, Mode, apart, climb_to_maximum, dips, find_modes, mode_at
 
 # Other modes count when their Laplace mass is at least this share of the mass where the fit is.
 MIN_SHARE = 0.01
@@ -70,8 +72,9 @@ def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> Mo
     Starts are uniform on (-2, 2) of the unconstrained space, and besides (where that has at most `MAX_FULL_RANK`
     dimensions) dispersed about the fit, at several of its sds to either side: a posterior need not lie near zero, nor
     have a scale near one. A mode counts if the log density dips between it and the fit's own mode, and if its Laplace
-    mass, exp(log p + D/2 log 2 pi - 1/2 log det H), is not negligible beside the fit's. A narrow mode far from every
-    start is missed, as by every search from finitely many starts.
+    mass, exp(log p + D/2 log 2 pi - 1/2 log det H), is not negligible beside the fit's. Modes that are one another with
+    exchangeable components relabelled are one. A narrow mode far from every start is missed, as by every search from
+    finitely many starts.
 
     Parameters
     ----------
@@ -129,7 +132,7 @@ def seen_from(density: Density, draws: np.ndarray, climbed: Climbed) -> ModeSear
     """See which modes that climbs have found are without draws (n, D) of a fit."""
     some = draws[:: max(1, len(draws) // SOME_DRAWS)]
     best = some[np.argmax(density.log_density(some))]
-    home = next((mode for mode in climbed.modes if not dips(density, mode.laplace.loc, best)), None)
+    home = next((mode for mode in climbed.modes if not apart(density, mode, best)), None)
     if home is None:
         home = mode_at(density, climb_to_maximum(density, best)[0])
     # Where the climb from the draws runs off, as in a funnel, compare with what the draws carry instead.
@@ -140,7 +143,7 @@ def seen_from(density: Density, draws: np.ndarray, climbed: Climbed) -> ModeSear
         for mode, count in zip(climbed.modes, climbed.counts, strict=True)
         if mode is not home
         and mode.log_mass > home_mass + np.log(MIN_SHARE)
-        and dips(density, where, mode.laplace.loc)
+        and apart(density, mode, where)
         and not _covered(density, draws, mode, home_mass)
     )
     settled = sum(climbed.counts)
@@ -159,12 +162,16 @@ def _covered(density: Density, draws: np.ndarray, mode: Mode, home_mass: float) 
     should have lies in it if the fit covers it. To lead into it is not enough: draws of a wide fit lie on the slopes
     of modes that they do not reach.
     """
+    draws = nearest_copies(density, mode.laplace, draws)
     spread = draws.std(axis=0)
     spread[spread == 0] = 1.0  # a point guide
     end = mode.laplace.loc
     rank = int(COVERED * 0.5 * min(1.0, np.exp(mode.log_mass - home_mass)) * len(draws))
-    near = draws[np.argsort((((draws - end) / spread) ** 2).sum(axis=1))[rank]]
-    inside = (mode.laplace.whiten(near[None]) ** 2).sum() < chi2.ppf(WITHIN, density.dim)
+    distances = (mode.laplace.whiten(draws) ** 2).sum(axis=1)
+    # In units of the mode where a component may be all but empty elsewhere, and its parameters as wide as their prior.
+    order = np.argsort(distances) if exchangeable(density) else np.argsort((((draws - end) / spread) ** 2).sum(axis=1))
+    near = draws[order[rank]]
+    inside = distances[order[rank]] < chi2.ppf(WITHIN, density.dim)
     return inside and (not dips(density, near, end) or not dips(density, climb_to_maximum(density, near)[0], end))
 
 

@@ -63,7 +63,8 @@ def quantities(fit: Fit) -> Quantities:
     """List every continuous scalar of a fit's draws, label-free ones where the model knows them.
 
     A model with a callable ``identify`` (mixtures, factor models) is judged on ``identify(draws)`` alone: the raw
-    sites depend on the arbitrary order of its components.
+    sites depend on the arbitrary order of its components. Where that order was found to be arbitrary
+    (`inference.label_view`), the draws are seen with aligned labels.
 
     Raises
     ------
@@ -71,7 +72,8 @@ def quantities(fit: Fit) -> Quantities:
         Nothing continuous to look at.
     """
     identify = getattr(fit.model, "identify", None)
-    draws = identify(fit.draws) if callable(identify) else fit.draws
+    view = identify if callable(identify) else fit.state.get("label_view")
+    draws = view(fit.draws) if callable(view) else fit.draws
     discrete = () if callable(identify) else fit.state.get("discrete", ())  # Pyro draws a Bernoulli as 0.0 or 1.0
     kept = {name: np.asarray(v) for name, v in draws.items() if name not in discrete}
     kept = {name: v for name, v in kept.items() if np.issubdtype(v.dtype, np.floating) and v.size}

@@ -8,7 +8,9 @@ import numpy as np
 from scipy.optimize import minimize
 
 from inference.density import Density
+from inference.exchangeable import exchangeable
 from inference.gaussian import MAX_FULL_RANK, Gaussian, curvature, elbo, laplace
+from inference.label_copies import nearest_copies
 from inference.progress import bar
 
 # The ascent to a mode that offers a Laplace start is short: a mode may lie at infinity (funnels).
@@ -180,7 +182,10 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
     """Climb from points (n, D).
 
     Once a mode is known the others go up together for some short steps, and those that are then near it, with no dip
-    between, are not followed further. With one mode that saves nearly all of the work.
+    between, are not followed further. With one mode that saves nearly all of the work. A mode that is a known one with
+    its components relabelled counts as that: K! equal modes are one. Where there are such components every point climbs
+    by itself: of mixtures, most starts lead to poor modes (two components on one cluster, one on two), and steps that
+    suit a poor mode lead others to it, too.
 
     Parameters
     ----------
@@ -190,7 +195,7 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
     known = known or Climbed((), (), 0)
     modes, counts, lost = list(known.modes), list(known.counts), known.num_lost
     for _ in bar(count(), desc="looking for modes"):
-        if modes and len(points):
+        if modes and len(points) and not exchangeable(density):
             points = _ascend(density, points, modes[0].laplace)
             slopes = [_on_slope(density, modes, point, within=NEAR + density.dim) for point in points]
             for known_mode in (slope for slope in slopes if slope is not None):
@@ -199,6 +204,12 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
         if not len(points):
             break
         point, points = points[0], points[1:]
+        if modes and exchangeable(density):
+            point = nearest_copies(density, modes[0].laplace, climb_to_mode(density, point)[None])[0]
+            slope = _on_slope(density, modes, point, within=NEAR + density.dim)
+            if slope is not None:
+                counts[slope] += 1
+                continue
         mode = mode_at(density, climb_to_maximum(density, point)[0])
         slope = None if mode is None else _on_slope(density, modes, mode.laplace.loc)
         if mode is None:
@@ -235,12 +246,21 @@ def _ascend(density: Density, points: np.ndarray, q: Gaussian) -> np.ndarray:
 
 
 def _on_slope(density: Density, modes: Sequence[Mode], point: np.ndarray, *, within: float = np.inf) -> int | None:
-    """Find the mode from which the log density falls, without a dip, to a point at most so many nats lower."""
+    """Find the mode from which the log density falls, without a dip, to a point at most so many nats lower.
+
+    The point may be any of its copies under other labels.
+    """
     for i, mode in enumerate(modes):
-        values = _on_line(density, mode.laplace.loc, point)
+        (near,) = nearest_copies(density, mode.laplace, point[None])
+        values = _on_line(density, mode.laplace.loc, near)
         if not _dips(values) and values[0] - values[-1] <= within:
             return i
     return None
+
+
+def apart(density: Density, mode: Mode, point: np.ndarray) -> bool:
+    """Whether the log density dips between a mode and the copy of a point (D,) that is nearest to it."""
+    return _on_slope(density, [mode], point) is None
 
 
 def dips(density: Density, one: np.ndarray, other: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch.distributions import Transform, biject_to, constraints
@@ -23,6 +24,20 @@ def constrain_all(transforms: Mapping[str, Transform], unconstrained: Mapping[st
     """Map unconstrained values ``name -> (n, *shape)`` to arrays of the values of the sites."""
     with torch.no_grad():
         return {name: transforms[name](value).numpy() for name, value in unconstrained.items()}
+
+
+def unconstrain_all(
+    transforms: Mapping[str, Transform], values: Mapping[str, torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Map values of the sites ``name -> (n, *shape)`` to points (n, D) and log Jacobians (n,)."""
+    points, log_jacobian = [], torch.zeros(())
+    with torch.no_grad():
+        for name, transform in transforms.items():
+            u = transform.inv(values[name])
+            log_det = transform.log_abs_det_jacobian(u, values[name])
+            points.append(u.reshape(len(u), -1))
+            log_jacobian = log_jacobian + log_det.reshape(len(u), -1).sum(dim=1)
+    return torch.cat(points, dim=1).numpy().astype(np.float64), log_jacobian.numpy().astype(np.float64)
 
 
 def _is_fixed(support: constraints.Constraint) -> bool:

@@ -1,10 +1,12 @@
 """From diagnostics to plain words: whether a fit may be believed, without another one to compare with."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from inference.chain_verdict import judge_chains, judge_given, look_once_more
 from inference.fit import Fit
+from inference.label_view import with_label_view
 from inference.modes import modes_seen
 from inference.quantities import Quantities, quantities
 from inference.resampled_verdict import judge_resampled
@@ -22,7 +24,8 @@ def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
     climbs a ladder: did the optimisation settle and do its starts agree, how far do importance weights move its
     moments (PSIS k-hat, raw against weighted), where the weights do not suffice how far do short Markov chains move its
     draws (TADDAA), and are there modes where it has no draws? It is never trusted on k-hat alone, and where these
-    checks do not suffice the answer is "cannot tell": compare with NUTS then.
+    checks do not suffice the answer is "cannot tell": compare with NUTS then. Where components are exchangeable, labels
+    are aligned first: chains in different labellings agree, and a mode under other labels is no other mode.
 
     Parameters
     ----------
@@ -42,7 +45,10 @@ def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
     >>> verdict = check(fit(model, data, AutoVI()))
     >>> print(verdict)
     """
-    return check_quantities(fit, quantities(fit), search=search)
+    seen, remark = with_label_view({"fit": fit}, reference="fit")
+    fit = seen["fit"]
+    verdict = check_quantities(fit, quantities(fit), search=search)
+    return replace(verdict, remarks=(*verdict.remarks, remark)) if remark else verdict
 
 
 def check_quantities(fit: Fit, found: Quantities, *, search: Callable[[Fit], Any] | None = None) -> Verdict:

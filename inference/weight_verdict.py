@@ -26,6 +26,7 @@ from inference.errors import InputError
 from inference.evidence import kl_gap
 from inference.fit import Fit
 from inference.quantities import Quantities
+from inference.relabel import exchangeable_of
 from inference.second_opinion import Opinion, ask_chains, judge_opinion
 from inference.verdict_kinds import USE_WEIGHTS, QuantityErrors, Verdict, VerdictKind
 
@@ -308,7 +309,9 @@ def _after_search(fit: Fit, search: Callable[[Fit], Any], so_far: Verdict, found
     seen = {"num_settled": float(modes.num_settled), "num_elsewhere": float(modes.num_elsewhere)}
     so_far = replace(so_far, checks=so_far.checks | seen)
     if modes.num_elsewhere > 0:
-        if found.identified:  # the search sees raw sites, where every mode comes once for each order of the components
+        # The search knows copies of a mode under other labels where it finds the symmetry; other symmetries (the signs
+        # of factors) it does not know.
+        if found.identified and not exchangeable_of(fit):
             reason = f"Other modes were found, which may or may not be the same one relabelled: {modes.message}"
             return replace(so_far, kind=VerdictKind.CANNOT_TELL, reason=reason, next_step=COMPARE, usable=())
         next_step = f"Use more starts or a richer guide. {COMPARE}"

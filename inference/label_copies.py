@@ -1,0 +1,128 @@
+"""Copies of one mode under other labels: points are brought to one labelling before they are judged or counted."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from inference.density import Density
+from inference.exchangeable import exchangeable
+from inference.gaussian import Family
+from inference.label_model import LabelModel, features_of, label_model, parameter_orders, starting_orders
+
+# Draws of a mode's Gaussian, from which the normals of its components' parameters are taken.
+NUM_DRAWS = 200
+
+
+def label_models(density: Density, points: np.ndarray) -> tuple[LabelModel, ...]:
+    """Fit normals to the components' parameters at points (n, D) whose labels are aligned; one for each group."""
+    groups = exchangeable(density)
+    values = density.constrain(points) if groups else {}
+    return tuple(
+        label_model(features_of(group, values, groups), values, np.tile(np.arange(group.size), (len(points), 1)))
+        for group in groups
+    )
+
+
+def learnt_models(density: Density, points: np.ndarray) -> tuple[LabelModel, ...]:
+    """Fit normals to the components' parameters at points (n, D) with any labels, which are aligned first."""
+    groups = exchangeable(density)
+    if not groups:
+        return ()
+    values, models = density.constrain(points), []
+    best = int(np.argmax(density.log_density(points)))
+    for group in groups:
+        features = features_of(group, values, groups)
+        pivot = {name: values[name][best : best + 1] for name in features.sites}
+        orders = parameter_orders(features, values, starting_orders(features, values, pivot))
+        models.append(label_model(features, values, orders))
+        values = group.permuted(values, orders)
+    return tuple(models)
+
+
+def relabelled(density: Density, models: tuple[LabelModel, ...], points: np.ndarray) -> np.ndarray:
+    """Give points (n, D) the likeliest labels."""
+    if not models or not len(points):
+        return points
+    values, moved = _aligned(density, models, points)
+    result = np.array(points)
+    if moved.any():
+        result[moved] = density.unconstrain({name: value[moved] for name, value in values.items()})[0]
+    # A simplex with an entry of exactly zero has no unconstrained counterpart: its labels stay as they are.
+    broken = ~np.isfinite(result).all(axis=1)
+    result[broken] = points[broken]
+    return result
+
+
+def otherwise_labelled(density: Density, models: tuple[LabelModel, ...], points: np.ndarray) -> np.ndarray:
+    """Tell which points (n, D) have other labels than the likeliest ones, (n,)."""
+    return _aligned(density, models, points)[1]
+
+
+def _aligned(density: Density, models: tuple[LabelModel, ...], points: np.ndarray) -> tuple[dict, np.ndarray]:
+    values, moved = density.constrain(points), np.zeros(len(points), dtype=bool)
+    for model in models:
+        orders = model.orders(values)
+        values = model.components.permuted(values, orders)
+        moved |= (orders != np.arange(orders.shape[1])).any(axis=1)
+    return values, moved
+
+
+def in_one_labelling(density: Density, models: tuple[LabelModel, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Give the log density, points (n, D) to (n,), that is minus infinity wherever the labels are not the likeliest.
+
+    Its integral is that of the density over K!, exactly: the K! labellings of a point have the same density, and the
+    likeliest of them is one.
+    """
+
+    def log_density(points: np.ndarray) -> np.ndarray:
+        values = np.array(density.log_density(points))
+        inside = np.isfinite(points).all(axis=1)
+        inside[inside] = ~otherwise_labelled(density, models, points[inside])
+        return np.where(inside, values, -np.inf)
+
+    return log_density
+
+
+def nearest_copies(density: Density, mode: Family, points: np.ndarray) -> np.ndarray:
+    """Give points (n, D) the labels under which they are nearest to a mode; as they are where labels mean something."""
+    if not exchangeable(density):
+        return points
+    draws = mode.transform(np.random.default_rng(0).standard_normal((NUM_DRAWS, density.dim)))
+    return relabelled(density, label_models(density, draws), points)
+
+
+def nearest_modes(
+    density: Density, components: Sequence[Family], points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fold points into one copy of each mode.
+
+    Every component of a mixture has its labelling, and a point belongs to the component under which it is likeliest
+    once it is so labelled. The points that are not moved are one part in K! of space: copies of it fill the rest.
+
+    Parameters
+    ----------
+    density, components
+        A fitted distribution for each mode, none of them a copy of another.
+    points
+        (n, D).
+
+    Returns
+    -------
+    folded : ndarray
+        (n, D), the copies nearest to their modes.
+    mode : ndarray
+        (n,), whose they are.
+    moved : ndarray
+        (n,), which of them had other labels.
+    """
+    copies = [nearest_copies(density, component, points) for component in components]
+    with np.errstate(over="ignore", invalid="ignore"):  # too far away for a bent Gaussian to be inverted
+        heights = np.array([q.log_q(q.whiten(near)) for q, near in zip(components, copies, strict=True)])
+    mode = np.where(np.isnan(heights), -np.inf, heights).argmax(axis=0)
+    folded = np.stack(copies)[mode, np.arange(len(points))]
+    return folded, mode, (folded != points).any(axis=1)
+
+
+def log_num_labellings(density: Density) -> float:
+    """Log of the number of labellings of one mode: the sum of log K! over the groups of exchangeable components."""
+    return float(sum(group.log_copies for group in exchangeable(density)))
