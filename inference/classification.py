@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 
 from inference.errors import InputError
-from inference.graph import map_draws
+from inference.mapped import map_draws
 from inference.sites import Sites
 
 

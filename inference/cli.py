@@ -26,7 +26,7 @@ from inference.fit import Engine, Fit
 from inference.model_source import find_model
 from inference.native import cache
 from inference.nuts import BACKENDS
-from inference.output_files import make_folder, write_comparison, write_draws, write_fit
+from inference.output_files import make_folder, write_comparison, write_discrete, write_draws, write_fit
 from inference.request import Request, read_request
 from inference.storage import load_fit
 from inference.text_table import format_number
@@ -80,10 +80,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.out:
         paths = [write_draws(name, _tree(fit, request), arguments.out) for name, fit in fits.items()]
         paths += write_comparison(comparison, arguments.out)
+        paths += write_discrete(comparison.discrete, arguments.out) if comparison.discrete else []
     if arguments.json:
         _print_json({"model": arguments.model, "seed": arguments.seed, **comparison.to_dict(), "files": _texts(paths)})
     else:
         print(comparison)
+        if comparison.discrete:
+            print(f"\nDiscrete sites, by '{comparison.believed}':\n{comparison.discrete}")
         _print_files(paths)
     return TRUSTED if all(verdict.trusted for verdict in comparison.verdicts.values()) else NOT_TRUSTED
 

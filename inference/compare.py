@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from inference.diagnostics import (
     wasserstein,
     weighted_moments,
 )
+from inference.discrete_view import DiscreteView, discrete_view
 from inference.errors import InputError
 from inference.fit import Fit
 from inference.label_view import with_label_view
@@ -84,6 +86,17 @@ class Comparison:
     joints: dict[str, JointDistance]
     costs: pd.DataFrame
     remarks: tuple[str, ...]
+
+    @property
+    def believed(self) -> str:
+        """The fit to believe first: the reference if it is healthy, else a candidate that is trusted by its own."""
+        trusted = [name for name, verdict in self.verdicts.items() if verdict.trusted]
+        return self.reference if self.reference_verdict.trusted or not trusted else trusted[0]
+
+    @cached_property
+    def discrete(self) -> DiscreteView | None:
+        """Assignments and states by the believed fit; None where the model has none."""
+        return discrete_view(self.fits[self.believed])
 
     def rows(self, candidate: str) -> pd.DataFrame:
         """Give the rows of one candidate, the worst quantity first."""

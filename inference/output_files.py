@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import xarray as xr
 
 from inference.compare import Comparison
+from inference.discrete_view import DiscreteView
 from inference.errors import InputError
 from inference.fit import Fit
 from inference.plots import comparison_figures
@@ -48,5 +49,19 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     return paths
 
 
+def write_discrete(view: DiscreteView, folder: Path) -> list[Path]:
+    """Write what is known of discrete sites: a table and figures for each."""
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    paths = []
+    for name, table in view.tables().items():
+        paths.append(folder / f"{_file_name(name)}.csv")
+        table.to_csv(paths[-1])
+    for name, figure in view.figures().items():
+        paths.append(figures / f"{_file_name(name)}.png")
+        figure.savefig(paths[-1], dpi=FIGURE_DPI, bbox_inches="tight")
+    return paths
+
+
 def _file_name(name: str) -> str:
-    return name.replace(":", "-").replace("/", "-")
+    return name.replace(":", "-").replace("/", "-").replace(" ", "_")

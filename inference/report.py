@@ -42,6 +42,12 @@ CAPTIONS = {
     "pair": "The two quantities whose correlation differs most.",
     "loss": "Optimisation: it is settled where the curve has become flat.",
     "trace": "Chains of the reference, the worst mixing quantities. They should look alike.",
+    "clusters": "Rows in the colours of their most probable clusters. An ellipse covers two sds of the rows that a "
+    "component answers for; open markers are rows whose cluster has a probability below 90 %.",
+    "responsibilities": "Probabilities of each row's cluster, one bar a row.",
+    "co-clustering": "How probably two rows are in one cluster, whatever its label. Lines part the clusters of the "
+    "point clustering.",
+    "states": "The series over its most probable states, and the probabilities of all states.",
     "ranks": "Ranks of the same chains: lines inside the grey area agree with each other.",
 }
 STYLESHEET = Path(__file__).with_name("report.css")
@@ -69,6 +75,7 @@ def html(comparison: "Comparison") -> str:
         _verdicts(comparison),
         _how_to_read(comparison),
         _figures(comparison_figures(comparison), ("marginals", "errors", "pair")),
+        _discrete(comparison),
         *(_table(comparison, name) for name in comparison.verdicts),
         _costs(comparison),
         _how_made(comparison),
@@ -235,10 +242,21 @@ def _figure(name: str, figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=FIGURE_DPI, metadata={"Software": None})
     image = base64.b64encode(buffer.getvalue()).decode("ascii")
-    caption = escape(CAPTIONS.get(name, name))
+    caption = escape(CAPTIONS.get(name.split(" of ")[0], name))
     return (
         f"<figure><img alt='{caption}' src='data:image/png;base64,{image}'><figcaption>{caption}</figcaption></figure>"
     )
+
+
+def _discrete(comparison: "Comparison") -> str:
+    """Clusters and states by the believed fit; empty where the model has none."""
+    view = comparison.discrete
+    if view is None:
+        return ""
+    said = "".join(f"<p>{escape(line)}</p>" for line in str(view).splitlines())
+    figures = view.figures()
+    heading = f"<h2>Discrete sites, by {escape(comparison.believed)}</h2>"
+    return f"<section>{heading}{said}{''.join(_figure(name, figure) for name, figure in figures.items())}</section>"
 
 
 def _how_made(comparison: "Comparison") -> str:
