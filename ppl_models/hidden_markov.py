@@ -11,6 +11,27 @@ from ppl_models.hmm_emissions import check_values, filled, is_missing, state_log
 _ROUNDING = 1e-3
 
 
+# Pyro multiplies matrices pairwise, scaled by the largest numbers of rows and columns. Where a state can hardly follow
+# another the product loses what is far below these, so the recursion is then taken step by step. While `inference`
+# records a model it puts an operator of its own in the place of this method, which has no such limits.
+_PYROS_LOG_PROB = DiscreteHMM.log_prob
+# Two such transitions, on either side of a product, are still far above the smallest number there is.
+_RAREST = {torch.float64: -150.0, torch.float32: -20.0}
+
+
+def _is_dense(transition: torch.Tensor) -> bool:
+    return bool((transition > _RAREST.get(transition.dtype, 0.0)).all())
+
+
+def _step_by_step(first: torch.Tensor, maps: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
+    """Forward recursion in logarithms (Rabiner 1989, equation 20), from (*batch, K) to (*batch,)."""
+    weight = first
+    for t in range(observation.shape[-2]):
+        step = maps[..., t if maps.shape[-3] > 1 else 0, :, :]
+        weight = torch.logsumexp(weight.unsqueeze(-1) + step, -2) + observation[..., t, :]
+    return weight.logsumexp(-1)
+
+
 class _OrMissing(constraints.Constraint):
     """Values of another constraint, entries that are NaN, and anything at steps that are masked."""
 
@@ -149,12 +170,14 @@ class HiddenMarkov(TorchDistribution):
             self._validate_sample(value)
         initial, transition, observation = self.chain_logits(value)
         first = initial + observation[..., 0, :]
-        total = first.logsumexp(-1)
         if self.num_steps == 1:
-            return total
+            return first.logsumexp(-1)
+        maps = self.transition_logits.expand(*first.shape[:-1], *self.transition_logits.shape[-3:])
+        if DiscreteHMM.log_prob is _PYROS_LOG_PROB and not _is_dense(self.transition_logits):
+            return _step_by_step(first, maps, observation[..., 1:, :])
         # DiscreteHMM normalises its initial logits: what that takes away is added again.
+        total = first.logsumexp(-1)
         first = torch.where(total.isneginf().unsqueeze(-1), 0.0, first)
-        maps = self.transition_logits.expand(*total.shape, *self.transition_logits.shape[-3:])
         rest = DiscreteHMM(first, maps, _Given(observation[..., 1:, :]), validate_args=False)
         return total + rest.log_prob(value)
 

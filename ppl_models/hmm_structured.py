@@ -114,8 +114,8 @@ def transition_covariate_hmm(
     """Let covariates move the states: the log odds of each move, against staying, are linear in them.
 
     The step into step t is governed by ``z[t]``; so ``z[0]`` is without effect. Sites ``move`` (K, K - 1) and
-    ``move_coef`` (K, K - 1, covariates) hold, for each state, the others in increasing order (a multinomial logit, as in
-    Diebold, Lee & Weinbach 1994). Emissions as in `gaussian_hmm`. ``x`` (steps,), ``z`` (steps, covariates),
+    ``move_coef`` (K, K - 1, covariates) hold, for each state, the others in increasing order (a multinomial logit, as
+    in Diebold, Lee & Weinbach 1994). Emissions as in `gaussian_hmm`. ``x`` (steps,), ``z`` (steps, covariates),
     standardised.
     """
     check_count("K", K, least=2)
@@ -149,7 +149,8 @@ def regression_hmm(
     """Regress on covariates with coefficients that switch with the regime (Goldfeld & Quandt 1973).
 
     Intercepts in increasing order with the priors of the means in `gaussian_hmm`; coefficients normal with sd
-    ``spread``, that of ``x``, since covariates are standardised. ``x`` (steps,), NaN missing; ``z`` (steps, covariates).
+    ``spread``, that of ``x``, since covariates are standardised. ``x`` (steps,), NaN missing; ``z`` (steps,
+    covariates).
     """
     check_count("K", K)
     check_series("x", x)
@@ -215,7 +216,7 @@ def by_step(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _interest_and_inflation() -> dict[str, Any]:
-    """Does high interest bring contractions? Growth of the product, and the interest of the quarter before."""
+    """Ask whether high interest brings contractions: growth of the product, and the interest of the quarter before."""
     interest = sequences.interest().numpy()
     before = np.concatenate([interest[:1], interest[:-1]])
     return {"x": sequences.gdp_growth(), "z": torch.from_numpy(standardise(before[:, None])), "K": 2}

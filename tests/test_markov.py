@@ -104,7 +104,7 @@ def test_value_and_gradient_equal_a_loops(arguments):
 
 @pytest.mark.parametrize("name", ["homogeneous", "heterogeneous", "batch", "left to right", "impossible"])
 def test_blocks_of_steps_change_nothing(monkeypatch, name):
-    """Long chains are taken in blocks, so that memory does not grow with their length: here in blocks of two or four."""
+    """Long chains are taken in blocks, so that memory stays bounded: here in blocks of two, and of a few."""
     arguments = {
         "homogeneous": chain(37, 4),
         "heterogeneous": chain(30, 3, maps=30),
