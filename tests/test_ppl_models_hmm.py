@@ -335,23 +335,19 @@ def test_impossible_sequences_have_no_density():
     assert chain.log_prob(torch.ones(3)).isneginf()
 
 
-def far_apart(steps, stay):
-    """A chain of two levels a hundred sds apart that changes once; a product of matrices underflows on it."""
-    maps = torch.stack([torch.stack([stay, 1 - stay]), torch.tensor([0.0, 1.0])]).log()
-    level = torch.tensor([[0.0, 100.0]])
-    chain = HiddenMarkov(torch.tensor([0.0, -torch.inf]), maps, dist.Normal(level, 1.0), steps)
-    return chain, torch.where(torch.arange(steps) < steps // 2, 0.0, 100.0)
-
-
 def test_a_chain_that_cannot_go_back_does_not_underflow():
+    """Two levels a hundred sds apart, once left for good; the series goes back all the same, which costs 5000 nats."""
     stay = torch.tensor(0.9).requires_grad_()
-    chain, value = far_apart(40, stay)
-    expected = 19 * math.log(0.9) + math.log(0.1) - 40 * 0.5 * math.log(2 * math.pi)
-    assert chain.log_prob(value).item() == pytest.approx(expected, rel=1e-12)
+    maps = torch.stack([torch.stack([stay, 1 - stay]), torch.tensor([0.0, 1.0])]).log()
+    emission = dist.Normal(torch.tensor([[0.0, 100.0]]), 1.0)
+    chain = HiddenMarkov(torch.tensor([0.0, -torch.inf]), maps, emission, 6)
+    value = torch.tensor([0.0, 0.0, 100.0, 0.0, 100.0, 100.0])
+    # Two paths cost one step each: staying while the series is up, or having moved while it is down.
+    expected = -5000 - 6 * 0.5 * math.log(2 * math.pi) + math.log(0.9**3 * 0.1 + 0.9 * 0.1)
+    assert chain.log_prob(value).item() == pytest.approx(expected, abs=1e-9)
     (gradient,) = torch.autograd.grad(chain.log_prob(value), stay)
-    assert gradient.item() == pytest.approx(19 / 0.9 - 1 / 0.1, rel=1e-9)
-    # Control: Pyro's own sum loses the only path there is.
-    pyros = dist.DiscreteHMM(
-        chain.initial_logits, chain.transition_logits, dist.Normal(torch.tensor([0.0, 100.0]), 1.0)
-    )
-    assert pyros.log_prob(value).isneginf()
+    slope = (3 * 0.9**2 * 0.1 - 0.9**3 + 0.1 - 0.9) / (0.9**3 * 0.1 + 0.9 * 0.1)
+    assert gradient.item() == pytest.approx(slope, rel=1e-9)
+    # Control: Pyro's own product of matrices loses both.
+    pyros = dist.DiscreteHMM(chain.initial_logits, chain.transition_logits, dist.Normal(torch.tensor([0.0, 100.0]), 1.0))
+    assert pyros.log_prob(value[1:]).isneginf()
