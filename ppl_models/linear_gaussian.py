@@ -85,8 +85,10 @@ class LinearGaussian(TorchDistribution):
         weights = torch.where(seen.unsqueeze(-1), self.weights.unsqueeze(-2), 0.0)
         zero = torch.zeros((), dtype=value.dtype)
         noise_scale = self.noise_scale.unsqueeze(-1)
+        # Counted from what was expected beforehand, numbers are small and differences of squares lose few digits.
+        value = torch.where(seen, value - (self._expected_states() * self.weights.unsqueeze(-2)).sum(-1), zero)
         chain = GaussianHMM(
-            Normal(self.loc, self.scale).to_event(1),
+            Normal(zero, self.scale.expand(self.loc.shape)).to_event(1),
             self.matrix.mT.unsqueeze(-3),
             Normal(zero, self.step_scale.unsqueeze(-2)).to_event(1),
             weights.unsqueeze(-1),
@@ -94,7 +96,15 @@ class LinearGaussian(TorchDistribution):
             duration=self.num_steps,
         )
         surplus = torch.where(seen, zero, Normal(zero, noise_scale).log_prob(zero)).sum(-1)
-        return chain.log_prob(torch.where(seen, value, zero).unsqueeze(-1)) - surplus
+        return chain.log_prob(value.unsqueeze(-1)) - surplus
+
+    def _expected_states(self) -> torch.Tensor:
+        """Give the prior means of all states, (*batch, T, n), twice as many at each pass."""
+        power, means = self.matrix, (self.matrix @ self.loc.unsqueeze(-1)).mT
+        while means.shape[-2] < self.num_steps:
+            means = torch.cat([means, means @ power.mT], -2)
+            power = power @ power
+        return means[..., : self.num_steps, :]
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008

@@ -349,5 +349,7 @@ def test_a_chain_that_cannot_go_back_does_not_underflow():
     slope = (3 * 0.9**2 * 0.1 - 0.9**3 + 0.1 - 0.9) / (0.9**3 * 0.1 + 0.9 * 0.1)
     assert gradient.item() == pytest.approx(slope, rel=1e-9)
     # Control: Pyro's own product of matrices loses both.
-    pyros = dist.DiscreteHMM(chain.initial_logits, chain.transition_logits, dist.Normal(torch.tensor([0.0, 100.0]), 1.0))
+    pyros = dist.DiscreteHMM(
+        chain.initial_logits, chain.transition_logits, dist.Normal(torch.tensor([0.0, 100.0]), 1.0)
+    )
     assert pyros.log_prob(value[1:]).isneginf()
