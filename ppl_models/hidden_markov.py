@@ -11,16 +11,14 @@ from ppl_models.hmm_emissions import check_values, filled, is_missing, state_log
 _ROUNDING = 1e-3
 
 
-# Pyro multiplies matrices pairwise, scaled by the largest numbers of rows and columns. Where a state can hardly follow
-# another the product loses what is far below these, so the recursion is then taken step by step. While `inference`
-# records a model it puts an operator of its own in the place of this method, which has no such limits.
+# Pyro multiplies matrices pairwise, in O(T K^3), scaled by the largest numbers of rows and columns. Where a state can
+# hardly follow another a product loses what is far below these; so it is used for long chains of a few states only,
+# where a recursion step by step takes longer, and no transition is rarer than this (in logarithms): two of them, on
+# either side of a product, are still far above the smallest number there is. While `inference` records a model it puts
+# an operator of its own in the place of Pyro's method, which has no such limits.
 _PYROS_LOG_PROB = DiscreteHMM.log_prob
-# Two such transitions, on either side of a product, are still far above the smallest number there is.
 _RAREST = {torch.float64: -150.0, torch.float32: -20.0}
-
-
-def _is_dense(transition: torch.Tensor) -> bool:
-    return bool((transition > _RAREST.get(transition.dtype, 0.0)).all())
+_LONG, _FEW = 1000, 8
 
 
 def _step_by_step(first: torch.Tensor, maps: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
@@ -173,13 +171,19 @@ class HiddenMarkov(TorchDistribution):
         if self.num_steps == 1:
             return first.logsumexp(-1)
         maps = self.transition_logits.expand(*first.shape[:-1], *self.transition_logits.shape[-3:])
-        if DiscreteHMM.log_prob is _PYROS_LOG_PROB and not _is_dense(self.transition_logits):
+        if DiscreteHMM.log_prob is _PYROS_LOG_PROB and not self._suits_a_product():
             return _step_by_step(first, maps, observation[..., 1:, :])
         # DiscreteHMM normalises its initial logits: what that takes away is added again.
         total = first.logsumexp(-1)
         first = torch.where(total.isneginf().unsqueeze(-1), 0.0, first)
         rest = DiscreteHMM(first, maps, _Given(observation[..., 1:, :]), validate_args=False)
         return total + rest.log_prob(value)
+
+    def _suits_a_product(self) -> bool:
+        if self.num_steps < _LONG or self.num_states > _FEW:
+            return False
+        rarest = _RAREST.get(self.transition_logits.dtype, 0.0)
+        return bool((self.transition_logits > rarest).all())
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> torch.Tensor:  # noqa: B008

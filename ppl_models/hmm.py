@@ -222,9 +222,9 @@ def _categorical_data() -> dict[str, Any]:
 GAUSSIAN_HMM = Model(
     name="gaussian_hmm",
     model=gaussian_hmm,
-    data=lambda: {"x": sequences.gdp_growth(), "K": 2},
+    data=lambda: {"x": sequences.inflation(), "K": 2},
     simulate=partial(simulate, gaussian_hmm, scaled=True),
-    summary="regimes with normal values, means in order (growth of US GDP, quarterly 1959-2009)",
+    summary="regimes with normal values, means in order (inflation in the USA, quarterly 1959-2009)",
 )
 GAUSSIAN_HMM_DIAGONAL = Model(
     name="gaussian_hmm_diagonal",

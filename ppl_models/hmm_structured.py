@@ -215,11 +215,11 @@ def by_step(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _interest_and_inflation() -> dict[str, Any]:
-    """Ask whether high interest brings contractions: growth of the product, and the interest of the quarter before."""
+def _inflation_and_interest() -> dict[str, Any]:
+    """Ask whether high interest ends high inflation: inflation, and the interest of the quarter before."""
     interest = sequences.interest().numpy()
     before = np.concatenate([interest[:1], interest[:-1]])
-    return {"x": sequences.gdp_growth(), "z": torch.from_numpy(standardise(before[:, None])), "K": 2}
+    return {"x": sequences.inflation(), "z": torch.from_numpy(standardise(before[:, None])), "K": 2}
 
 
 def _consumption() -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _consumption() -> dict[str, Any]:
 STICKY_HMM = Model(
     name="sticky_hmm",
     model=sticky_hmm,
-    data=lambda: {"x": sequences.inflation(), "K": 3},
+    data=lambda: {"x": sequences.inflation(), "K": 2},
     simulate=partial(simulate, sticky_hmm, scaled=True),
     summary="regimes that last, means in order (inflation in the USA, quarterly 1959-2009)",
 )
@@ -244,9 +244,9 @@ LEFT_TO_RIGHT_HMM = Model(
 TRANSITION_COVARIATE_HMM = Model(
     name="transition_covariate_hmm",
     model=transition_covariate_hmm,
-    data=_interest_and_inflation,
+    data=_inflation_and_interest,
     simulate=partial(simulate, transition_covariate_hmm, scaled=True, covariates=True),
-    summary="regimes moved by a covariate (growth of US GDP, by the interest before)",
+    summary="regimes moved by a covariate (inflation in the USA, by the interest before)",
 )
 REGRESSION_HMM = Model(
     name="regression_hmm",

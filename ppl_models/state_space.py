@@ -15,8 +15,8 @@ from ppl_models.model import Model
 
 # Sd of what stands before the first step, in sds of the series: wide, and still proper.
 FIRST_SD = 2.0
-# Prior of the persistence of volatility, Beta(19, 1): half a shock is left after 3 to 130 steps (90 %).
-PERSISTENCE = (19.0, 1.0)
+# Prior of the persistence of volatility, Beta(20, 2): half a shock is left after 3 to 40 steps (90 %).
+PERSISTENCE = (20.0, 2.0)
 # Scale of a step of the log variance: a change of sd by half is a large one.
 STEP_SCALE = 0.5
 
