@@ -31,6 +31,8 @@ from ppl_models.model import Model
 
 # Prior sd of the log rate of a state: rates within a factor of 7 of the mean count with 95 % probability.
 LOG_RATE_SD = 1.0
+# Both parameters of the Beta prior of a switch.
+SWITCH_COUNTS = 1.25
 # Of each coefficient of an autoregression: most of the prior lies in the stationary region.
 COEF_SD = 0.5
 
@@ -161,7 +163,8 @@ def categorical_hmm(*, x: torch.Tensor, C: int, K: int = 2, lengths: torch.Tenso
 def bernoulli_hmm(*, x: torch.Tensor, K: int = 2, lengths: torch.Tensor | None = None) -> torch.Tensor:
     """Let each of K states switch every one of D features on with a probability of its own (polyphonic music).
 
-    The prior Beta(0.5, 0.5) expects most features to be nearly always or nearly never on. States are exchangeable.
+    The prior Beta(1.25, 1.25) is nearly uniform, but zero at 0 and 1: a point estimate calls nothing impossible that it
+    has not seen yet. States are exchangeable.
     ``x`` holds 0 and 1 in a floating dtype, shape (steps, features) or (sequences, steps, features) with ``lengths``.
     """
     check_count("K", K)
@@ -169,9 +172,9 @@ def bernoulli_hmm(*, x: torch.Tensor, K: int = 2, lengths: torch.Tensor | None =
     seen = steps_with_values(lengths, x, event_dim=1)
     states = pyro.plate("state", K)
     initial, transition = sample_chain(states, x)
-    half = x.new_full((x.shape[-1],), 0.5)
+    counts = x.new_full((x.shape[-1],), SWITCH_COUNTS)
     with states:
-        probability = pyro.sample("probability", dist.Beta(half, half).to_event(1))
+        probability = pyro.sample("probability", dist.Beta(counts, counts).to_event(1))
     logits = torch.logit(probability, eps=torch.finfo(x.dtype).eps)  # at 0 and 1 too, which rounding can give
     return observe(x, initial, transition, dist.Bernoulli(logits=every_step(logits, 1)).to_event(1), seen)
 
@@ -268,7 +271,7 @@ BERNOULLI_HMM = Model(
 AUTOREGRESSIVE_HMM = Model(
     name="autoregressive_hmm",
     model=autoregressive_hmm,
-    data=lambda: {"x": sequences.gdp_growth(), "K": 2, "order": 1},
+    data=lambda: {"x": sequences.sunspots(), "K": 2, "order": 2},
     simulate=partial(simulate, autoregressive_hmm, scaled=True, integers={"order": 1}),
-    summary="autoregressions that switch (growth of US GDP, quarterly 1959-2009)",
+    summary="autoregressions that switch (roots of the yearly sunspot numbers, 1700-2008)",
 )

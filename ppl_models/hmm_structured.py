@@ -222,9 +222,9 @@ def _inflation_and_interest() -> dict[str, Any]:
     return {"x": sequences.inflation(), "z": torch.from_numpy(standardise(before[:, None])), "K": 2}
 
 
-def _consumption() -> dict[str, Any]:
-    x, income = sequences.consumption_and_income()
-    return {"x": x, "z": torch.from_numpy(standardise(income.numpy()[:, None])), "K": 2}
+def _unemployment() -> dict[str, Any]:
+    inflation = standardise(sequences.inflation().numpy()[:, None])
+    return {"x": sequences.unemployment(), "z": torch.from_numpy(inflation), "K": 2}
 
 
 STICKY_HMM = Model(
@@ -251,15 +251,15 @@ TRANSITION_COVARIATE_HMM = Model(
 REGRESSION_HMM = Model(
     name="regression_hmm",
     model=regression_hmm,
-    data=_consumption,
+    data=_unemployment,
     simulate=partial(simulate, regression_hmm, scaled=True, covariates=True),
-    summary="a regression that switches (US consumption by income, quarterly 1959-2009)",
+    summary="a regression that switches (unemployment by inflation, the Phillips curve, USA 1959-2009)",
 )
 FACTORIAL_HMM = Model(
     name="factorial_hmm",
     model=factorial_hmm,
-    data=lambda: {"x": sequences.inflation(), "M": 2, "K": 2},
+    data=lambda: {"x": sequences.unemployment(), "M": 2, "K": 2},
     simulate=partial(simulate, factorial_hmm, scaled=True, integers={"M": 2}),
-    summary="a sum of independent chains, by their joint chain (inflation in the USA, quarterly 1959-2009)",
+    summary="a sum of independent chains, by their joint chain (unemployment in the USA, quarterly 1959-2009)",
     identify=by_step,
 )

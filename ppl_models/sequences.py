@@ -89,11 +89,6 @@ def nile() -> torch.Tensor:
     return _series(_table("nile")["volume"])
 
 
-def gdp_growth() -> torch.Tensor:
-    """Give the growth of the real gross domestic product of the USA, % a quarter, 1959-2009 (202 quarters)."""
-    return 100 * _series(_table("macrodata")["realgdp"]).log().diff()
-
-
 def log_gdp() -> torch.Tensor:
     """Give 100 times the logarithm of the real gross domestic product of the USA, 1959-2009 (203 quarters)."""
     return 100 * _series(_table("macrodata")["realgdp"]).log()
@@ -115,10 +110,14 @@ def interest() -> torch.Tensor:
     return _series(_table("macrodata")["tbilrate"])[1:]
 
 
-def consumption_and_income() -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the growth of real consumption and of real disposable income in the USA, % a quarter (202 quarters)."""
-    table = _table("macrodata")
-    return tuple(100 * _series(table[name]).log().diff() for name in ("realcons", "realdpi"))
+def unemployment() -> torch.Tensor:
+    """Give the unemployment in the USA, %, 1959-2009 (202 quarters)."""
+    return _series(_table("macrodata")["unemp"])[1:]
+
+
+def sunspots() -> torch.Tensor:
+    """Give the square roots of the yearly numbers of sunspots, 1700-2008 (309 years): their sd varies less with them."""
+    return _series(_table("sunspots")["SUNACTIVITY"]).sqrt()
 
 
 def warm_months() -> torch.Tensor:

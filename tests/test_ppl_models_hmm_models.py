@@ -95,7 +95,8 @@ def test_structured_chains_equal_the_sum_over_all_paths(name, steps):
     chain = chain_of(name, truth, data)
     assert chain.log_prob(data["x"]).item() == pytest.approx(expected.item(), rel=1e-10)
     if steps > 1:  # control
-        turned = over_all_paths(*story(truth, data | {"x": data["x"].flip(0)}), steps)
+        other = truth | ({"stay": 1 - truth["stay"]} if "stay" in truth else {})
+        turned = over_all_paths(*story(other, data | {"x": data["x"].flip(0)}), steps)
         assert abs(turned - expected) > 1e-3
 
 
