@@ -4,8 +4,9 @@ Pyro multiplies T transition matrices pairwise: thirty operations for every halv
 whole chain is one node of the graph, its gradient another, which native code computes together in O(T K^2).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 _UNDERFLOW = 1e-280
 # Chains are taken together up to this many logits (float64: 2 MB, so that intermediate results stay in the cache).
 _CHUNK_NUMBERS = 2**18
+# A longer chain is taken in blocks of steps of so many logits (8 MB, of which a dozen arrays live at a time).
+_BLOCK_NUMBERS = 2**20
 
 
 @contextmanager
@@ -77,10 +80,10 @@ def _log_sum_kernel(initial: Tensor, transition: Tensor, observation: Tensor) ->
         (*batch, K), (*batch, T or 1, K, K), (*batch, T, K): one dtype, and the same ``batch`` throughout.
     """
     results = []
-    for start, logits in _chunks(initial, transition, observation):
-        while logits.shape[2] > 1:
-            logits = _halved(logits)
-        results.append(np.logaddexp.reduce(_log_matmul(start, logits)[0, :, 0], axis=0))
+    for start, blocks in _chunks(initial, transition, observation):
+        for block in blocks:
+            start = _log_matmul(start, _product(block()))
+        results.append(np.logaddexp.reduce(start[0, :, 0], axis=0))
     return torch.as_tensor(np.concatenate(results)).reshape(initial.shape[:-1]).to(initial.dtype)
 
 
@@ -91,15 +94,18 @@ def _marginals_kernel(initial: Tensor, transition: Tensor, observation: Tensor) 
     These are the gradients of ``ppl::markov_log_sum``, shaped as its arguments; zero where every path is impossible.
     """
     results = []
-    for start, logits in _chunks(initial, transition, observation):
-        before, after = _messages(start, logits)
-        pairs = logits + before.swapaxes(0, 1) + after.swapaxes(0, 1)
-        highest = pairs.max((0, 1))
-        possible = highest != -np.inf
-        pairs = np.exp(pairs - np.where(possible, highest, 0.0))
-        pairs /= np.where(possible, pairs.sum((0, 1)), 1.0)
-        used = pairs if transition.shape[-3] == pairs.shape[2] else pairs.sum(2, keepdims=True)
-        results.append((pairs[:, :, 0].sum(1).T, used.transpose(3, 2, 0, 1), pairs.sum(0).transpose(2, 1, 0)))
+    for start, blocks in _chunks(initial, transition, observation):
+        starts = [start]
+        for block in blocks[:-1]:
+            starts.append(_log_matmul(starts[-1], _product(block())))
+        after, parts = np.zeros_like(start).swapaxes(0, 1), []
+        for start, block in zip(reversed(starts), reversed(blocks), strict=True):
+            pairs, after = _pair_probabilities(start, block(), after)
+            used = pairs if transition.shape[-3] == observation.shape[-2] else pairs.sum(2, keepdims=True)
+            parts.append((pairs[:, :, 0].sum(1).T, used.transpose(3, 2, 0, 1), pairs.sum(0).transpose(2, 1, 0)))
+        firsts, used, arrivals = zip(*reversed(parts), strict=True)
+        used = np.concatenate(used, 1) if transition.shape[-3] == observation.shape[-2] else sum(used)
+        results.append((firsts[0], used, np.concatenate(arrivals, 1)))
     arguments = initial, transition, observation
     return tuple(
         torch.as_tensor(np.ascontiguousarray(np.concatenate(parts))).reshape(a.shape).to(a.dtype)
@@ -107,20 +113,59 @@ def _marginals_kernel(initial: Tensor, transition: Tensor, observation: Tensor) 
     )
 
 
-def _chunks(initial: Tensor, transition: Tensor, observation: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield starts (1, K, 1, B) and logits (K, K, T, B), float64, for parts of the batch that fit the cache.
+def _chunks(
+    initial: Tensor, transition: Tensor, observation: Tensor
+) -> Iterator[tuple[np.ndarray, list[Callable[[], np.ndarray]]]]:
+    """Yield starts (1, K, 1, B) and blocks of steps, for parts of the batch that fit the cache, float64.
 
-    The small dimensions come first, so that operations run along the long ones.
+    A block, when called, gives its logits (K, K, n, B). The small dimensions come first, so that operations run along
+    the long ones.
     """
     steps, states = observation.shape[-2:]
-    start, maps, weights = (x.numpy(force=True).astype(np.float64) for x in (initial, transition, observation))
+    start, maps, weights = (
+        x.numpy(force=True).astype(np.float64, copy=False) for x in (initial, transition, observation)
+    )
     start = start.reshape(1, -1, 1, states).swapaxes(1, 3)
     maps = maps.reshape(-1, *maps.shape[-3:]).transpose(2, 3, 1, 0)
     weights = weights.reshape(1, -1, steps, states).transpose(0, 3, 2, 1)
-    size = max(1, _CHUNK_NUMBERS // (steps * states * states))
+    length = min(steps, max(2, _BLOCK_NUMBERS // states**2))
+    size = max(1, _CHUNK_NUMBERS // (length * states * states))
     for i in range(0, start.shape[-1], size):
         part = slice(i, i + size)
-        yield start[..., part], np.ascontiguousarray(maps[..., part] + weights[..., part])
+        blocks = [
+            partial(_logits, maps[..., part], weights[..., part], slice(first, first + length))
+            for first in range(0, steps, length)
+        ]
+        yield start[..., part], blocks
+
+
+def _logits(maps: np.ndarray, weights: np.ndarray, block: slice) -> np.ndarray:
+    """Add transitions and observations of some steps, (K, K, n, B)."""
+    return np.ascontiguousarray((maps if maps.shape[2] == 1 else maps[:, :, block]) + weights[:, :, block])
+
+
+def _product(logits: np.ndarray) -> np.ndarray:
+    """Multiply all steps, (K, K, n, B) to (K, K, 1, B)."""
+    while logits.shape[2] > 1:
+        logits = _halved(logits)
+    return logits
+
+
+def _pair_probabilities(start: np.ndarray, logits: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the probability of each pair of states at each step of a block, and the log weights after the block before.
+
+    Parameters
+    ----------
+    start, end
+        Log weights of each state before the block (1, K, 1, B), and of all that follows it (K, 1, 1, B).
+    """
+    before, after = _messages(start, logits, end)
+    pairs = logits + before.swapaxes(0, 1) + after.swapaxes(0, 1)
+    highest = pairs.max((0, 1))
+    possible = highest != -np.inf
+    pairs = np.exp(pairs - np.where(possible, highest, 0.0))
+    pairs /= np.where(possible, pairs.sum((0, 1)), 1.0)
+    return pairs, _log_matmul(logits[:, :, :1], after[:, :, :1])
 
 
 def _halved(logits: np.ndarray) -> np.ndarray:
@@ -130,7 +175,7 @@ def _halved(logits: np.ndarray) -> np.ndarray:
     return np.concatenate([products, logits[:, :, whole:]], 2)
 
 
-def _messages(start: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _messages(start: np.ndarray, logits: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log weights of each state before each step (1, K, T, B), and of all that follows after each step (K, 1, T, B).
 
     A parallel scan over time (Sarkka and Garcia-Fernandez 2019, section IV): products of ever longer blocks of steps
@@ -139,7 +184,7 @@ def _messages(start: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.nda
     blocks = [logits]
     while blocks[-1].shape[2] > 1:
         blocks.append(_halved(blocks[-1]))
-    before, after = start, np.zeros_like(start).swapaxes(0, 1)
+    before, after = start, end
     for block in reversed(blocks[:-1]):
         num, whole = block.shape[2], block.shape[2] // 2 * 2
         outer_before, outer_after = before, after

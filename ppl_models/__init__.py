@@ -5,6 +5,22 @@
 
 from ppl_models.conjugate import BAYESIAN_LINEAR_REGRESSION, BETA_BINOMIAL, NORMAL_MEAN
 from ppl_models.hierarchical import EIGHT_SCHOOLS, EIGHT_SCHOOLS_CENTERED
+from ppl_models.hmm import (
+    AUTOREGRESSIVE_HMM,
+    BERNOULLI_HMM,
+    CATEGORICAL_HMM,
+    GAUSSIAN_HMM,
+    GAUSSIAN_HMM_DIAGONAL,
+    GAUSSIAN_HMM_FULL,
+    POISSON_HMM,
+)
+from ppl_models.hmm_structured import (
+    FACTORIAL_HMM,
+    LEFT_TO_RIGHT_HMM,
+    REGRESSION_HMM,
+    STICKY_HMM,
+    TRANSITION_COVARIATE_HMM,
+)
 from ppl_models.mixture import GAUSSIAN_MIXTURE, GAUSSIAN_MIXTURE_EXCHANGEABLE
 from ppl_models.mixture_counts import BERNOULLI_MIXTURE, MULTINOMIAL_MIXTURE, POISSON_MIXTURE
 from ppl_models.mixture_regression import REGRESSION_MIXTURE
@@ -17,6 +33,7 @@ from ppl_models.regression import (
     LOGISTIC_REGRESSION,
     POISSON_REGRESSION,
 )
+from ppl_models.state_space import LOCAL_LEVEL, LOCAL_LINEAR_TREND, STOCHASTIC_VOLATILITY
 
 __all__ = ["MODELS", "Exact", "Model", "Simulation"]
 
@@ -41,5 +58,20 @@ MODELS: dict[str, Model] = {
         SPARSE_MIXTURE,
         DIRICHLET_PROCESS_MIXTURE,
         REGRESSION_MIXTURE,
+        GAUSSIAN_HMM,
+        GAUSSIAN_HMM_DIAGONAL,
+        GAUSSIAN_HMM_FULL,
+        POISSON_HMM,
+        CATEGORICAL_HMM,
+        BERNOULLI_HMM,
+        AUTOREGRESSIVE_HMM,
+        STICKY_HMM,
+        LEFT_TO_RIGHT_HMM,
+        TRANSITION_COVARIATE_HMM,
+        REGRESSION_HMM,
+        FACTORIAL_HMM,
+        LOCAL_LEVEL,
+        LOCAL_LINEAR_TREND,
+        STOCHASTIC_VOLATILITY,
     )
 }

@@ -102,6 +102,22 @@ def test_value_and_gradient_equal_a_loops(arguments):
     assert_same(value_and_gradients(log_sum, arguments), value_and_gradients(by_loop, arguments), tolerance=tolerance)
 
 
+@pytest.mark.parametrize("name", ["homogeneous", "heterogeneous", "batch", "left to right", "impossible"])
+def test_blocks_of_steps_change_nothing(monkeypatch, name):
+    """Long chains are taken in blocks, so that memory stays bounded: here in blocks of two, and of a few."""
+    arguments = {
+        "homogeneous": chain(37, 4),
+        "heterogeneous": chain(30, 3, maps=30),
+        "batch": chain(12, 3, batch=(2, 4)),
+        "left to right": left_to_right(50, 4),
+        "impossible": (*chain(9, 2)[:2], torch.full((9, 2), -torch.inf, dtype=torch.float64)),
+    }[name]
+    whole = value_and_gradients(log_sum, arguments)
+    for numbers in (1, 4 * 16):
+        monkeypatch.setattr("inference.markov._BLOCK_NUMBERS", numbers)
+        assert_same(value_and_gradients(log_sum, arguments), whole)
+
+
 def test_gradients_are_probabilities():
     for arguments in (chain(40, 3, maps=40, spread=30.0), left_to_right(41, 5)):
         _, (initial, transition, observation) = value_and_gradients(log_sum, arguments)

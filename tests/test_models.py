@@ -35,6 +35,21 @@ SIZES = {
     "sparse_mixture": [{"num_rows": 7, "K": 2}, {"num_rows": 60, "num_columns": 3, "K": 4}],
     "dirichlet_process_mixture": [{"num_rows": 7, "K": 2}, {"num_rows": 60, "num_columns": 3, "K": 4}],
     "regression_mixture": [{"num_rows": 7, "K": 1}, {"num_rows": 60, "num_covariates": 3, "K": 4}],
+    "gaussian_hmm": [{"num_steps": 1, "K": 1}, {"num_steps": 20, "K": 3, "num_sequences": 4}],
+    "gaussian_hmm_diagonal": [{"num_steps": 1, "K": 2}, {"num_steps": 20, "K": 3, "num_sequences": 4}],
+    "gaussian_hmm_full": [{"num_steps": 5, "K": 1}, {"num_steps": 20, "K": 3, "num_sequences": 4}],
+    "poisson_hmm": [{"num_steps": 1, "K": 2}, {"num_steps": 20, "K": 3, "num_sequences": 4}],
+    "categorical_hmm": [{"num_steps": 1, "K": 2, "C": 1}, {"num_steps": 20, "K": 3, "C": 5, "num_sequences": 4}],
+    "bernoulli_hmm": [{"num_steps": 1, "K": 2}, {"num_steps": 20, "K": 3, "num_sequences": 4, "num_features": 9}],
+    "autoregressive_hmm": [{"num_steps": 1, "K": 2}, {"num_steps": 20, "K": 3, "order": 2}],
+    "sticky_hmm": [{"num_steps": 2, "K": 1}, {"num_steps": 20, "K": 3, "num_sequences": 4}],
+    "left_to_right_hmm": [{"num_steps": 1, "K": 2}, {"num_steps": 20, "K": 4, "num_sequences": 3}],
+    "transition_covariate_hmm": [{"num_steps": 1, "K": 2}, {"num_steps": 20, "K": 3, "num_covariates": 2}],
+    "regression_hmm": [{"num_steps": 1, "K": 1}, {"num_steps": 20, "K": 3, "num_covariates": 2}],
+    "factorial_hmm": [{"num_steps": 1, "M": 1}, {"num_steps": 20, "K": 3, "M": 3}],
+    "local_level": [{"num_steps": 1}, {"num_steps": 50}],
+    "local_linear_trend": [{"num_steps": 1}, {"num_steps": 50}],
+    "stochastic_volatility": [{"num_steps": 1}, {"num_steps": 50}],
 }
 every_model = pytest.mark.parametrize("model", [pytest.param(m, id=m.name) for m in MODELS.values()])
 
@@ -60,7 +75,15 @@ def latent_names(trace):
 def in_default_dtype(data):
     """What `inference.fit` does to data."""
     dtype = torch.get_default_dtype()
-    return {n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in data.items()}
+    floating = {n: v for n, v in data.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    return data | {n: v.to(dtype) for n, v in floating.items()}
+
+
+def well_typed(data):
+    """Sizes are Python's integers, lengths of sequences torch's, all else is float64."""
+    lengths = data.get("lengths", torch.tensor(1))
+    rest = [v for n, v in data.items() if n != "lengths"]
+    return lengths.dtype == torch.int64 and all(isinstance(v, int) or v.dtype == torch.float64 for v in rest)
 
 
 def data_sets(model):
@@ -83,8 +106,7 @@ def test_names_arguments_and_default_data(model):
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters)
     assert model.summary == model.summary.strip()
     assert "\n" not in model.summary
-    for value in model.data().values():
-        assert isinstance(value, int) or value.dtype == torch.float64
+    assert well_typed(model.data())
     if model.guide:
         assert inspect.signature(model.guide).parameters == inspect.signature(model.model).parameters
 
@@ -151,8 +173,7 @@ def test_simulated_data_fit_the_model_at_other_sizes(model, which):
     for name, site in latent.items():
         assert simulation.truth[name].shape == site["value"].shape, name
         assert simulation.truth[name].dtype == site["value"].dtype, name
-    for value in simulation.data.values():
-        assert isinstance(value, int) or value.dtype == torch.float64
+    assert well_typed(simulation.data)
 
 
 @every_model
