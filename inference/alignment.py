@@ -17,6 +17,9 @@ LEAST_VARIANCE = 1e-8
 # A draw's labels are clear where the best permutation is so many times as probable as any other that swaps two labels:
 # 20 to 1, the usual 95 %.
 CLEAR = np.log(20.0)
+# Aligned labels mean something where this share of the draws has a clear one. With more unclear draws than that the
+# means and sds of a component are those of a cut through one cloud, and quantities without labels say what there is.
+ALIGNED = 0.9
 
 
 def best_orders(costs: np.ndarray) -> np.ndarray:

@@ -11,11 +11,10 @@ from inference import limits
 from inference.density import Density
 from inference.devices import check_device
 from inference.diagnostics import khat_limit
-from inference.exchangeable import exchangeable
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
-from inference.label_copies import log_num_labellings, nearest_modes
+from inference.label_copies import nearest_modes
 from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, TYPICAL_STEPS, Ladder
 from inference.mode_chains import sample_modes
 from inference.modes import seen_from
@@ -25,6 +24,9 @@ BACKENDS = ("auto", "native", "python")
 # Evaluations of a fit, to estimate whether compiling pays, now or when the library is next found in the cache: some
 # 15 000, which in batches cost less than single ones.
 TYPICAL_GRADIENTS = 7500
+# Proposals from one labelling of exchangeable components have more than this part of their weight in it; those that
+# cover all K! of them have one part in K!.
+HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -230,10 +232,10 @@ def _resampled(ladder: Ladder, rung: str, found: Proposals, fitted: list[Fitted]
     }
     stats = {"lp": found.log_density[chosen]}
     bound = found.log_evidence, found.log_evidence_se
-    if exchangeable(ladder.density):  # of the K! copies of every mode one was fitted
-        _, _, moved = nearest_modes(ladder.density, [one.q for one in fitted], found.points)
+    _, moved, log_copies = nearest_modes(ladder.density, [one.q for one in fitted], found.points)
+    if found.weights[moved].sum() < HALF:  # else the proposals cover all labellings, not one of K!
         in_one = replace(found, log_weight=np.where(moved, -np.inf, found.log_weight))
-        bound = in_one.log_evidence + log_num_labellings(ladder.density), found.log_evidence_se
+        bound = in_one.log_evidence + log_copies, found.log_evidence_se
     return _Answer(rung, found.points[chosen], first, stats, *bound, {"importance": importance})
 
 

@@ -120,7 +120,7 @@ def log_evidence(fit: Fit, *, method: str = "bridge", seed: int = 0) -> Evidence
         log_density = in_one_labelling(density, models) if models else density.log_density
         points = relabelled(density, models, points.reshape(-1, density.dim)).reshape(points.shape)
         found = two_bridges(log_density, points, np.random.default_rng(seed))
-        return replace(found, value=found.value + log_num_labellings(density))
+        return replace(found, value=found.value + log_num_labellings(models))
 
 
 def two_bridges(log_density: LogDensity, points: np.ndarray, rng: np.random.Generator) -> Evidence:
@@ -251,7 +251,7 @@ def _in_one_labelling(fit: Fit, log_weight: np.ndarray) -> tuple[np.ndarray, flo
         models = learnt_models(density, points)
         if models:
             log_weight = np.where(otherwise_labelled(density, models, points), -np.inf, log_weight)
-        return log_weight, log_num_labellings(density)
+        return log_weight, log_num_labellings(models)
 
 
 def _too_heavy(khat: float, limit: float) -> str:

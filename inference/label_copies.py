@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from inference.alignment import ALIGNED, clarity
 from inference.density import Density
-from inference.exchangeable import exchangeable
+from inference.exchangeable import Components, exchangeable
 from inference.gaussian import Family
 from inference.label_model import LabelModel, features_of, label_model, parameter_orders, starting_orders
 
@@ -13,9 +14,8 @@ from inference.label_model import LabelModel, features_of, label_model, paramete
 NUM_DRAWS = 200
 
 
-def label_models(density: Density, points: np.ndarray) -> tuple[LabelModel, ...]:
+def label_models(density: Density, points: np.ndarray, groups: Sequence[Components]) -> tuple[LabelModel, ...]:
     """Fit normals to the components' parameters at points (n, D) whose labels are aligned; one for each group."""
-    groups = exchangeable(density)
     values = density.constrain(points) if groups else {}
     return tuple(
         label_model(features_of(group, values, groups), values, np.tile(np.arange(group.size), (len(points), 1)))
@@ -24,7 +24,11 @@ def label_models(density: Density, points: np.ndarray) -> tuple[LabelModel, ...]
 
 
 def learnt_models(density: Density, points: np.ndarray) -> tuple[LabelModel, ...]:
-    """Fit normals to the components' parameters at points (n, D) with any labels, which are aligned first."""
+    """Fit normals to the components' parameters at points (n, D) with any labels, which are aligned first.
+
+    Only of groups that come in separate copies: those with labels as values of some site (mixtures), and others where
+    labels are clear. Coordinates of one symmetric cloud (rows with equal data) have one mode, not K! of them.
+    """
     groups = exchangeable(density)
     if not groups:
         return ()
@@ -34,8 +38,10 @@ def learnt_models(density: Density, points: np.ndarray) -> tuple[LabelModel, ...
         features = features_of(group, values, groups)
         pivot = {name: values[name][best : best + 1] for name in features.sites}
         orders = parameter_orders(features, values, starting_orders(features, values, pivot))
-        models.append(label_model(features, values, orders))
-        values = group.permuted(values, orders)
+        model = label_model(features, values, orders)
+        if group.labels or clarity(model.costs(values), orders).agreement >= ALIGNED:
+            models.append(model)
+            values = group.permuted(values, orders)
     return tuple(models)
 
 
@@ -83,17 +89,21 @@ def in_one_labelling(density: Density, models: tuple[LabelModel, ...]) -> Callab
     return log_density
 
 
-def nearest_copies(density: Density, mode: Family, points: np.ndarray) -> np.ndarray:
+def nearest_copies(
+    density: Density, mode: Family, points: np.ndarray, groups: Sequence[Components] | None = None
+) -> np.ndarray:
     """Give points (n, D) the labels under which they are nearest to a mode; as they are where labels mean something."""
-    if not exchangeable(density):
-        return points
-    draws = mode.transform(np.random.default_rng(0).standard_normal((NUM_DRAWS, density.dim)))
-    return relabelled(density, label_models(density, draws), points)
+    groups = exchangeable(density) if groups is None else groups
+    return relabelled(density, label_models(density, _draws(mode, density.dim), groups), points) if groups else points
+
+
+def _draws(mode: Family, dim: int) -> np.ndarray:
+    return mode.transform(np.random.default_rng(0).standard_normal((NUM_DRAWS, dim)))
 
 
 def nearest_modes(
     density: Density, components: Sequence[Family], points: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Fold points into one copy of each mode.
 
     Every component of a mixture has its labelling, and a point belongs to the component under which it is likeliest
@@ -110,19 +120,23 @@ def nearest_modes(
     -------
     folded : ndarray
         (n, D), the copies nearest to their modes.
-    mode : ndarray
-        (n,), whose they are.
     moved : ndarray
         (n,), which of them had other labels.
+    log_copies : float
+        Log of the number of copies of each mode.
     """
-    copies = [nearest_copies(density, component, points) for component in components]
+    models = learnt_models(density, _draws(components[0], density.dim)) if exchangeable(density) else ()
+    if not models:
+        return points, np.zeros(len(points), dtype=bool), 0.0
+    groups = [model.components for model in models]
+    copies = [nearest_copies(density, component, points, groups) for component in components]
     with np.errstate(over="ignore", invalid="ignore"):  # too far away for a bent Gaussian to be inverted
         heights = np.array([q.log_q(q.whiten(near)) for q, near in zip(components, copies, strict=True)])
     mode = np.where(np.isnan(heights), -np.inf, heights).argmax(axis=0)
     folded = np.stack(copies)[mode, np.arange(len(points))]
-    return folded, mode, (folded != points).any(axis=1)
+    return folded, (folded != points).any(axis=1), log_num_labellings(models)
 
 
-def log_num_labellings(density: Density) -> float:
-    """Log of the number of labellings of one mode: the sum of log K! over the groups of exchangeable components."""
-    return float(sum(group.log_copies for group in exchangeable(density)))
+def log_num_labellings(models: Sequence[LabelModel]) -> float:
+    """Log of the number of labellings of one mode: the sum of log K! over groups."""
+    return float(sum(model.components.log_copies for model in models))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from inference.alignment import ALIGNED
 from inference.errors import InputError
 from inference.exchangeable import Components
 from inference.fit import Fit
@@ -13,9 +14,6 @@ from inference.relabel import Relabelled, exchangeable_of, relabel_jointly
 
 Draws = Mapping[str, np.ndarray]
 
-# Aligned labels mean something where this share of the draws has a clear one. With more unclear draws than that the
-# means and sds of a component are those of a cut through one cloud, and quantities without labels say what there is.
-ALIGNED = 0.9
 # The share of pairs of rows that are together takes few values for few rows: with less than this many its quantiles
 # jump, and errors of quantiles could not be told from that.
 SMOOTH_ROWS = 100
@@ -103,7 +101,11 @@ def with_label_view(fits: Mapping[str, Fit], *, reference: str) -> tuple[dict[st
         found = relabel_jointly(chosen, reference=reference)[reference]
     except InputError as error:
         return fits, f"{_names(groups)}, but could not be aligned: {error}"
-    view = LabelView(found.models, found.agreement >= ALIGNED)
+    aligned = found.agreement >= ALIGNED
+    models = tuple(model for model in found.models if aligned or model.components.labels)
+    if not models:  # one symmetric cloud (rows with equal data), whose coordinates are as good as any
+        return fits, ""
+    view = LabelView(models, aligned)
     seen = {name: replace(fit, state={**fit.state, "label_view": view}) for name, fit in fits.items()}
     return seen, _remark(found, reference, aligned=view.aligned, alone=len(fits) == 1)
 

@@ -15,10 +15,9 @@ from scipy.special import logsumexp
 from inference.density import Density
 from inference.errors import InputError
 from inference.evidence import solve_bridge
-from inference.exchangeable import exchangeable
 from inference.gaussian import Family
 from inference.importance import LIGHT, Proposals, proposal_at
-from inference.label_copies import log_num_labellings, nearest_modes
+from inference.label_copies import nearest_modes
 from inference.warm_start import gaussian_of, sample_from
 
 # NUTS from a fit, in whitened coordinates, has scales and correlations already, roughly.
@@ -104,11 +103,8 @@ def sample_modes(
         runs.append(run)
     points, stats = _side_by_side(runs)
     # Chains may go over to other labels of exchangeable components, of which the proposals have one.
-    flat, log_weight, log_copies = points.reshape(-1, density.dim), proposals.log_weight, log_num_labellings(density)
-    if exchangeable(density):
-        flat = nearest_modes(density, components, flat)[0]
-        moved = nearest_modes(density, components, proposals.points)[2]
-        log_weight = np.where(moved, -np.inf, log_weight)
+    flat, _, log_copies = nearest_modes(density, components, points.reshape(-1, density.dim))
+    log_weight = np.where(nearest_modes(density, components, proposals.points)[1], -np.inf, proposals.log_weight)
     log_proposal, nearest = proposal_at(components, proposals.shares, flat)
     log_ratio, nearest = (
         (stats["lp"].ravel() - log_proposal).reshape(points.shape[:2]),

@@ -27,7 +27,7 @@ from inference.restored_density import restored_density
 from inference.starts import climb_to_maximum, mode_at
 from inference.verdict_kinds import VerdictKind
 from ppl_models import MODELS
-from tests.test_exchangeable import hmm, mixture
+from tests.test_exchangeable import hmm, mixture, schools
 
 EXCHANGEABLE, ORDERED = MODELS["gaussian_mixture_exchangeable"].model, MODELS["gaussian_mixture"]
 RNG = np.random.default_rng(0)
@@ -260,6 +260,19 @@ def test_copies_of_a_mode_are_one_mode_and_those_of_a_tilted_prior_are_two():
     found = search_modes(fit(mixture, data, Laplace(), seed=1))
     assert (found.num_elsewhere, found.num_settled) == (0, found.num_starts)
     assert search_modes(fit(mixture, {**data, "tilt": 0.01}, Laplace(), seed=1)).num_elsewhere > 0
+
+
+def test_a_symmetric_cloud_is_left_as_it_is():
+    """Rows with equal data have exchangeable effects but one mode: nothing is sorted, and no K! is added."""
+    data = {"y": np.ones(6)}
+    one, other = fit(schools, data, AutoVI(), seed=1), fit(schools, data, SHORT, seed=1)
+    found = compare({"nuts": other, "auto": one})
+    assert not found.remarks
+    assert "theta[0]" in set(found.table["quantity"])
+    # Rows are normal with variance 2, and correlated by their common mean with variance 1.
+    truth = stats.multivariate_normal(np.zeros(6), 2 * np.eye(6) + 1).logpdf(data["y"])
+    for made in (log_evidence(one, method="psis"), log_evidence(one), log_evidence(other)):
+        assert abs(made.value - truth) < 4.5 * made.se + 0.02
 
 
 # --- Evidence ---------------------------------------------------------------------------------------------------------
