@@ -3,9 +3,9 @@
     python -m benchmarks.jsb_chorales ../shared/data/jsb-chorales-quarter.json --states 8 16 32
 
 The model is `bernoulli_hmm`; it is trained on the part ``train``, as a point (the highest posterior density, by L-BFGS
-on the native density, from states like random steps) and, with ``--svi``, by SVI with independent normals around that point; it
-scores the part ``test``, of which it sees nothing. The baseline is a coin for each key of the piano. A posterior scores
-a chorale by the mean of its density over draws.
+on the native density, from states like random steps) and, with ``--svi``, by SVI with independent normals around that
+point; it scores the part ``test``, of which it sees nothing. The baseline is a coin for each key of the piano. A
+posterior scores a chorale by the mean of its density over draws.
 """
 
 import argparse
