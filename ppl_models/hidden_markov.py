@@ -23,10 +23,11 @@ _LONG, _FEW = 1000, 8
 
 def _step_by_step(first: torch.Tensor, maps: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
     """Forward recursion in logarithms (Rabiner 1989, equation 20), from (*batch, K) to (*batch,)."""
+    # Taken apart at once: the gradient of each single step out of T would be an array of T.
+    steps = maps.unbind(-3) if maps.shape[-3] > 1 else [maps.squeeze(-3)] * observation.shape[-2]
     weight = first
-    for t in range(observation.shape[-2]):
-        step = maps[..., t if maps.shape[-3] > 1 else 0, :, :]
-        weight = torch.logsumexp(weight.unsqueeze(-1) + step, -2) + observation[..., t, :]
+    for step, here in zip(steps, observation.unbind(-2), strict=True):
+        weight = torch.logsumexp(weight.unsqueeze(-1) + step, -2) + here
     return weight.logsumexp(-1)
 
 
