@@ -26,8 +26,8 @@ from ppl_models.hmm_parts import (
     steps_with_values,
 )
 from ppl_models.hmm_simulation import simulate
-from ppl_models.mixture import OrderStatistics
 from ppl_models.model import Model
+from ppl_models.order_statistics import OrderStatistics
 
 # Prior sd of the log rate of a state: rates within a factor of 7 of the mean count with 95 % probability.
 LOG_RATE_SD = 1.0

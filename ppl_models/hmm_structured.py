@@ -26,8 +26,8 @@ from ppl_models.hmm_parts import (
     steps_with_values,
 )
 from ppl_models.hmm_simulation import simulate
-from ppl_models.mixture import OrderStatistics
 from ppl_models.model import Model
+from ppl_models.order_statistics import OrderStatistics
 
 # Stays counted in advance for each state of a sticky chain: with two states an expected stay of a dozen steps.
 STICKINESS = 10.0
