@@ -10,7 +10,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
-from pyro.poutine.messenger import Messenger
 from torch.distributions import biject_to
 from torch.fx import GraphModule
 
@@ -23,6 +22,7 @@ from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_gra
 from inference.recorded import Inputs, bound_graph
 from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
 from inference.supports import constrain_all, fixed_transforms, unconstrain_all
+from inference.unconstrain import ConstrainMessenger, UnconstrainMessenger
 
 logger = logging.getLogger(__name__)
 
@@ -37,42 +37,7 @@ KEPT_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
 START_ATTEMPTS = 100
 
 
-class UnconstrainMessenger(Messenger):
-    """Runs a model at given unconstrained values and sums the log Jacobians of the transforms.
-
-    The transform is read off each site as the model runs, so a support that depends on another latent
-    (``Uniform(0, scale)``) is right, where transforms frozen at a first trace would be wrong.
-    """
-
-    def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.values = values
-        self.log_jacobian: torch.Tensor | float = 0.0
-
-    def _pyro_sample(self, msg: dict) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            transform, u = biject_to(msg["fn"].support), self.values[msg["name"]]
-            msg["value"] = transform(u)
-            msg["done"] = True
-            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, msg["value"]).sum()
-
-
-class ConstrainMessenger(Messenger):
-    """Runs a model at given constrained values and records their unconstrained counterparts and log Jacobians."""
-
-    def __init__(self, values: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.values = values
-        self.unconstrained: dict[str, torch.Tensor] = {}
-        self.log_jacobian: torch.Tensor | float = 0.0
-
-    def _pyro_sample(self, msg: dict) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            transform, x = biject_to(msg["fn"].support), self.values[msg["name"]]
-            u = transform.inv(x)
-            msg["value"], msg["done"] = x, True
-            self.unconstrained[msg["name"]] = u
-            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(u, x).sum()
+Propose = Callable[[Mapping[str, Any], int], Mapping[str, np.ndarray]]
 
 
 class Density:
@@ -91,6 +56,9 @@ class Density:
         Include the log Jacobians, which a density over the unconstrained vector has. Without them it is the density of
         the constrained values, as a function of the vector.
 
+    propose
+        Gives values of the latent sites, from the data and a seed, from which a climb may begin (`ppl_models.Model`).
+
     Attributes
     ----------
     dim
@@ -107,9 +75,11 @@ class Density:
         the backend is ``"eager"``.
     """
 
-    def __init__(self, sites: Sites, *, hold_params: bool = False, jacobian: bool = True) -> None:
+    def __init__(
+        self, sites: Sites, *, hold_params: bool = False, jacobian: bool = True, propose: Propose | None = None
+    ) -> None:
         sites.require_density(hold_params=hold_params)
-        self.sites, self.jacobian = sites, jacobian
+        self.sites, self.jacobian, self._propose = sites, jacobian, propose
         self.dtype = torch.get_default_dtype()
         self._model = poutine.enum(sites.enumerated, first_available_dim=-1 - sites.max_plate_nesting)
         prototype = _prototype(self._model, sites)
@@ -274,6 +244,14 @@ class Density:
             if len(found) >= num:
                 return np.array(found[:num])
         raise InputError(self._no_start(points[0]))
+
+    def proposed(self, num: int, *, generator: np.random.Generator) -> np.ndarray:
+        """Give ``num`` points (num, D) that the model proposes, or none (0, D) where it does not."""
+        if self._propose is None or num == 0:
+            return np.zeros((0, self.dim))
+        first = int(generator.integers(2**30)) * 2  # an even seed, and those after it
+        values = [self._propose(self.sites.data, first + i) for i in range(num)]
+        return self.unconstrain({name: np.stack([value[name] for value in values]) for name in self._shapes})[0]
 
     def _constrain_one(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         with UnconstrainMessenger(self.unflatten(vector)):

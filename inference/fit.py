@@ -67,7 +67,7 @@ class Problem:
     @cached_property
     def density(self) -> Density:
         """The flat log density, recorded and verified on first use."""
-        return Density(self.sites)
+        return Density(self.sites, propose=getattr(self.model, "start", None))
 
 
 @dataclass(frozen=True, eq=False)

@@ -92,7 +92,7 @@ class Laplace(_Ascent):
         seconds = self._prepare(density)
         rng = np.random.default_rng(problem.seed)
         begin = time.perf_counter()
-        maxima = _maxima(density, _starts(problem, density, self.num_starts, rng))
+        maxima = _maxima(density, _starts(density, self.num_starts, rng))
         settled = np.isfinite(maxima.values)
         modes = [mode_at(density, point) if ok else None for point, ok in zip(maxima.points, settled, strict=True)]
         masses = [mode.log_mass if mode is not None else -np.inf for mode in modes]
@@ -158,12 +158,12 @@ class MAP(_Ascent):
     def run(self, problem: Problem) -> Run:
         """Climb; called by `inference.fit.fit`."""
         begin = time.perf_counter()
-        density = Density(problem.sites, jacobian=False)
+        density = Density(problem.sites, jacobian=False, propose=getattr(problem.model, "start", None))
         recording = time.perf_counter() - begin
         seconds = self._prepare(density)
         seconds["setup"] += recording
         begin = time.perf_counter()
-        maxima = _maxima(density, _starts(problem, density, self.num_starts, np.random.default_rng(problem.seed)))
+        maxima = _maxima(density, _starts(density, self.num_starts, np.random.default_rng(problem.seed)))
         if np.isnan(maxima.values).all():
             raise InputError(
                 f"model: no climb from {self.num_starts} starts reached a maximum of the density of the constrained "
@@ -232,14 +232,10 @@ class _Maxima:
         return Status("converged", f"{reached} reached the maximum, {self.values[best]:.2f}{rest}{lost}.".capitalize())
 
 
-def _starts(problem: Problem, density: Density, num: int, rng: np.random.Generator) -> np.ndarray:
+def _starts(density: Density, num: int, rng: np.random.Generator) -> np.ndarray:
     """Give points (num, D): those that the model proposes (`ppl_models.Model.start`), else dispersed ones."""
-    propose = getattr(problem.model, "start", None)
-    if propose is None:
-        return density.starts(num, generator=rng)
-    first = int(rng.integers(2**30)) * 2  # an even seed, and those after it
-    values = [propose(problem.sites.data, first + i) for i in range(num)]
-    return density.unconstrain({name: np.stack([value[name] for value in values]) for name in problem.sites.latent})[0]
+    proposed = density.proposed(num, generator=rng)
+    return proposed if len(proposed) else density.starts(num, generator=rng)
 
 
 def _maxima(density: Density, starts: np.ndarray) -> _Maxima:

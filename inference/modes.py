@@ -12,7 +12,7 @@ from inference.gaussian import MAX_FULL_RANK
 from inference.label_copies import nearest_copies
 from inference.restored_density import restored_density
 from inference.short_chains import whitening
-from inference.starts import Climbed, Mode, apart, climb_to_maximum, dips, find_modes, mode_at
+from inference.starts import Climbed, Mode, all_starts, apart, climb_to_maximum, dips, find_modes, mode_at
 
 # Other modes count when their Laplace mass is at least this share of the mass where the fit is.
 MIN_SHARE = 0.01
@@ -69,7 +69,8 @@ def modes_seen(fit: Fit) -> ModeSearch:
 def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> ModeSearch:
     """Climb from dispersed starts and see whether there are modes where the fit has no draws.
 
-    Starts are uniform on (-2, 2) of the unconstrained space, and besides (where that has at most `MAX_FULL_RANK`
+    Starts are uniform on (-2, 2) of the unconstrained space, where the model proposes some (`ppl_models.Model.start`),
+    and besides (where that has at most `MAX_FULL_RANK`
     dimensions) dispersed about the fit, at several of its sds to either side: a posterior need not lie near zero, nor
     have a scale near one. A mode counts if the log density dips between it and the fit's own mode, and if its Laplace
     mass, exp(log p + D/2 log 2 pi - 1/2 log det H), is not negligible beside the fit's. Modes that are one another with
@@ -93,8 +94,7 @@ def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> Mo
     with restored_density(fit, num_gradients=TYPICAL_GRADIENTS) as (density, _):
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
         rng = np.random.default_rng(seed)
-        points = density.starts(num_starts, generator=rng)
-        near = find_modes(density, points)
+        near = find_modes(density, all_starts(density, num_starts, rng))
         seen = seen_from(density, draws, near)
         return seen if seen.num_elsewhere else seen_from(density, draws, look_about(density, draws, near, rng))
 

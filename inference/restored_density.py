@@ -27,6 +27,6 @@ def restored_density(fit: Fit, *, num_gradients: float) -> Iterator[tuple[Densit
     with fit.restored() as sites:
         density = _MADE.get(fit)
         if density is None:
-            density = _MADE[fit] = Density(sites, hold_params=True)
+            density = _MADE[fit] = Density(sites, hold_params=True, propose=getattr(fit.model, "start", None))
         density.compile(num_gradients)
         yield density, sites

@@ -34,6 +34,7 @@ SETTLED_GRADIENT = 1e-2
 NEGLIGIBLE = -20.0
 START_TRIES = 20
 START_WIDTH = 2.0  # wider than the posterior, so that chains that do not mix still show it
+NUM_PROPOSED = 4  # of a model: from random points most climbs in a large mixture end in a poor mode
 NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.search_modes`
 # Short steps uphill before it is asked whether a climb is on the slope of a known mode. They are slow where another
 # mode has other scales, so only what is then at most so many nats, and one for each dimension, below the mode belongs
@@ -277,15 +278,21 @@ def _dips(values: np.ndarray) -> bool:
     return bool(np.min(values) < min(values[0], values[-1]) - MIN_DIP or not np.isfinite(values).all())
 
 
+def all_starts(density: Density, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Give what points the model proposes, if it does, and dispersed ones (num, D)."""
+    return np.concatenate([density.proposed(NUM_PROPOSED, generator=rng), density.starts(num, generator=rng)])
+
+
 def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
     """Give a function from a chain's seed to its start (D,): dispersed, but in the posterior.
 
     Each chain climbs from a dispersed point of its own, and starts around the mode that it reaches, at twice the
     standard deviations of Laplace's Gaussian. A chain that begins thousands of nats below the posterior can end its
     warm-up in a mode 60 nats below it and stay there for ever: one in ten does in a hidden Markov model of two states.
-    Modes of negligible mass are passed over. Where the climb ends in no proper mode (a funnel, a flat direction) the
-    chain starts where the climb began; so it does in more than `MAX_FULL_RANK` dimensions, where curvatures would cost
-    as much as chains. Compare Pathfinder's use for chains (Zhang et al. 2022, section 5).
+    Modes of negligible mass are passed over; where most climbs end in such, later ones begin where the model proposes.
+    Where the climb ends in no proper mode (a funnel, a flat direction) the chain starts where the climb began; so it
+    does in more than `MAX_FULL_RANK` dimensions, where curvatures would cost as much as chains. Compare Pathfinder's
+    use for chains (Zhang et al. 2022, section 5).
 
     Parameters
     ----------
@@ -296,13 +303,16 @@ def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
     """
     if density.dim > MAX_FULL_RANK:
         return lambda chain_seed: density.starts(1, generator=np.random.default_rng(chain_seed))[0]
-    masses = [mode.log_mass for mode in _climbed(density, NUM_CLIMBS, np.random.default_rng(seed))[1] if mode]
-    least = max(masses, default=-np.inf) + NEGLIGIBLE
+    rng = np.random.default_rng(seed)
+    seen = [_mode_above(density, point) for point in all_starts(density, NUM_CLIMBS, rng)]
+    least = max((mode.log_mass for mode in seen if mode), default=-np.inf) + NEGLIGIBLE
 
     def start(chain_seed: int) -> np.ndarray:
         generator = np.random.default_rng(chain_seed)
-        for _ in range(START_TRIES):
-            (point,), (mode,) = _climbed(density, 1, generator)
+        for attempt in range(START_TRIES):
+            proposed = density.proposed(1 if attempt >= START_TRIES // 2 else 0, generator=generator)
+            point = proposed[0] if len(proposed) else density.starts(1, generator=generator)[0]
+            mode = _mode_above(density, point)
             if mode is None:
                 return point
             if mode.log_mass >= least:
@@ -315,7 +325,5 @@ def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
     return start
 
 
-def _climbed(density: Density, num: int, generator: np.random.Generator) -> tuple[np.ndarray, list[Mode | None]]:
-    """Give dispersed points (num, D) and the modes above them."""
-    points = density.starts(num, generator=generator)
-    return points, [mode_at(density, climb_to_maximum(density, point)[0]) for point in points]
+def _mode_above(density: Density, point: np.ndarray) -> Mode | None:
+    return mode_at(density, climb_to_maximum(density, point)[0])
