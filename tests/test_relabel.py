@@ -32,7 +32,7 @@ from tests.test_exchangeable import hmm, mixture, schools
 EXCHANGEABLE, ORDERED = MODELS["gaussian_mixture_exchangeable"].model, MODELS["gaussian_mixture"]
 RNG = np.random.default_rng(0)
 DATA = {"x": np.concatenate([RNG.normal(m, s, n) for m, s, n in [(1, 0.4, 20), (4, 0.5, 25), (7, 0.6, 30)]]), "K": 3}
-SHORT = NUTS(num_warmup=300, num_samples=500)
+SHORT = NUTS(num_warmup=300, num_samples=1500)
 
 
 @pytest.fixture(scope="module")
