@@ -72,7 +72,7 @@ def read_data(
     columns = reader(path)
     if reader is not _read_csv:
         return _code_text(columns)
-    columns, shape_remarks = _with_table(columns, table, takes)
+    columns, free, shape_remarks = _with_table(columns, table, takes)
     used = {name: column for name, column in columns.items() if name in takes or "**" in takes}
     _require_columns(path, columns, {name for name, needed in takes.items() if needed} - set(given))
     left_out = [name for name in columns if name not in used]
@@ -80,7 +80,10 @@ def read_data(
     coded = _code_text(
         {n: column if isinstance(column, np.ndarray) else _column(path, n, column) for n, column in used.items()}
     )
-    return FileData(coded.values, coded.labels, (*(f"{path}: {r}" for r in shape_remarks), *remarks, *coded.remarks))
+    columns_of = {f"{table}_dim_1": free} if free else {}
+    return FileData(
+        coded.values, coded.labels | columns_of, (*(f"{path}: {r}" for r in shape_remarks), *remarks, *coded.remarks)
+    )
 
 
 def parse_setting(text: str, *, words: Iterable[str] = ()) -> tuple[str, int | float | bool | str]:
@@ -138,17 +141,17 @@ def _read_csv(path: Path) -> dict[str, pd.Series]:
 
 def _with_table(
     columns: Mapping[str, pd.Series], table: str | None, takes: Mapping[str, bool]
-) -> tuple[dict[str, Any], list[str]]:
-    """Join the numeric columns that are no argument to the one that is a table; give remarks."""
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Join the numeric columns that are no argument to the one that is a table; give their names, and remarks."""
     free = [name for name, column in columns.items() if name not in takes and pd.api.types.is_numeric_dtype(column)]
     if table is None or table in columns or not free:
-        return dict(columns), []
+        return dict(columns), [], []
     joined = np.column_stack([columns[name].to_numpy(dtype=np.float64) for name in free])
     missing = int(np.isnan(joined).sum())
     remark = f"the columns of {table} are {', '.join(free)}" + (
         f"; {missing} of its values are missing" if missing else ""
     )
-    return {**{n: c for n, c in columns.items() if n not in free}, table: joined}, [remark]
+    return {**{n: c for n, c in columns.items() if n not in free}, table: joined}, free, [remark]
 
 
 def _require_columns(path: Path, columns: Mapping[str, Any], needed: set[str]) -> None:

@@ -31,7 +31,7 @@ class DiscreteView:
         The posterior over clusterings, of every site with an assignment for each row.
     labels
         What was done about labels, a sentence; empty where they mean something by themselves.
-    data
+    data, coords
         Of the fit.
     """
 
@@ -39,6 +39,7 @@ class DiscreteView:
     clusterings: dict[str, Clusterings]
     labels: str
     data: dict[str, Any]
+    coords: dict[str, list]
 
     def __str__(self) -> str:
         lines = [self.labels, *map(str, self.clusterings.values())]
@@ -60,7 +61,7 @@ class DiscreteView:
                 if series.shape[: len(site.dims)] == site.probabilities.shape[:-1]:
                     figures[f"states of {name}"] = plots.state_figure(series, site, name=name.removesuffix("_states"))
             elif len(site.dims) == 1:
-                values, columns = _columns(self.data, len(site.probabilities))
+                values, columns = _columns(self.data, len(site.probabilities), self.coords)
                 if columns:
                     figures[f"clusters of {name}"] = plots.cluster_figure(values, site, columns=columns)
                 figures[f"responsibilities of {name}"] = plots.responsibility_figure(site)
@@ -94,7 +95,7 @@ def discrete_view(fit: Fit) -> DiscreteView | None:
         return None
     rows = [name for name, site in prediction.items() if len(site.dims) == 1 and "time" not in site.dims]
     found = {name: clusterings(fit, site=name) for name in rows if name in fit.draws}
-    return DiscreteView(prediction, found, labels, fit.data)
+    return DiscreteView(prediction, found, labels, fit.data, fit.coords)
 
 
 def _path(site: SitePrediction) -> str:
@@ -105,11 +106,15 @@ def _path(site: SitePrediction) -> str:
     return f"{site.name}: states {parts} of the time; {sure:.0%} of the steps have a state with probability above 0.9."
 
 
-def _columns(data: dict[str, Any], num_rows: int) -> tuple[np.ndarray, list[str]]:
+def _columns(data: dict[str, Any], num_rows: int, coords: dict[str, list]) -> tuple[np.ndarray, list[str]]:
     """Join the arrays of the data that have a row for each element, (N, D), with a name for each column."""
     arrays = {n: v.numpy(force=True) for n, v in data.items() if isinstance(v, torch.Tensor) and v.dim() in (1, 2)}
     arrays = {name: value for name, value in arrays.items() if len(value) == num_rows}
-    names = [n if v.ndim == 1 else f"{n}[{i}]" for n, v in arrays.items() for i in range(v[:1].size)]
+    names = []
+    for name, value in arrays.items():
+        labels = coords.get(f"{name}_dim_1", range(value[:1].size))
+        own = [label if isinstance(label, str) else f"{name}[{label}]" for label in labels]
+        names += [name] if value.ndim == 1 else own
     if not names:
         return np.zeros((num_rows, 0)), []
     return np.column_stack([value.astype(np.float64) for value in arrays.values()]), names

@@ -1,7 +1,7 @@
 """What a command asks for: a model and its data, found and checked before the first fit starts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Request:
     data
         Keyword arguments for it.
     labels
-        Variable -> the text of its codes, from a data file.
+        Dim -> labels from a data file: the texts of coded columns, the names of the columns of a table.
     remarks
         What the user should know about how the data were read.
     """
@@ -35,10 +35,19 @@ class Request:
     def fit(self, engine: Engine, *, seed: int, progress: bool | None) -> Fit:
         """Fit the model with one engine; what goes wrong inside the model is told in one line."""
         model = self.source.model
-        if self.labels and not hasattr(model, "coords"):
-            model = _Labelled(model, self.labels)
+        if self.labels:
+            model = self._labelled(model)
         with self.source.blamed():
             return fit(model, self.data, engine, seed=seed, progress=progress)
+
+    def _labelled(self, model: Any) -> Any:
+        """Give a model labels from a file, beside its own."""
+        if not hasattr(model, "coords"):
+            return _Labelled(model, self.labels)
+        if not is_dataclass(model):
+            return model
+        own = model.coords
+        return replace(model, coords=lambda data: {**(own(data) if own else {}), **self.labels})
 
 
 @dataclass(frozen=True)
