@@ -281,7 +281,7 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
         isolated(seed, dtype=dtype, own=[function, *vars(own_engine).values()]),
     ):
         begin = time.perf_counter()
-        prepared = prepare_data(function, data, may_miss=getattr(model, "table", None))
+        prepared = prepare_data(function, data, may_miss=getattr(model, "gaps", ()))
         sites = read_sites(function, prepared)
         setup = time.perf_counter() - begin
         run = own_engine.run(Problem(sites, seed, shown, model))

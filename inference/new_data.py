@@ -67,16 +67,18 @@ def latent_draws(fit: Fit, sites: Sites, num_draws: int | None = None) -> tuple[
 def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
     if not isinstance(new_data, Mapping):
         raise InputError(f"new_data: expected a mapping as the fit was given, got {type(new_data).__name__}.")
+    held = getattr(fit.model, "held", None)
+    learnt = held(old.data) if held is not None else {}
     arrays = {name: v for name, v in old.data.items() if isinstance(v, torch.Tensor | list | tuple | np.ndarray)}
-    missing = [name for name in arrays if name not in new_data]
+    missing = [name for name in arrays if name not in new_data and name not in learnt]
     if missing:
         raise InputError(
             f"new_data: needs {', '.join(missing)}; give every array of the data anew, fit.data['{missing[0]}'] where "
             "it stays as it was."
         )
     settings = {name: value for name, value in old.data.items() if name not in arrays}
-    table = getattr(fit.model, "table", None)
-    prepared = prepare_data(old.function, {**settings, **new_data}, may_miss=table)
+    given = {**settings, **learnt, **new_data}
+    prepared = prepare_data(old.function, given, may_miss=getattr(fit.model, "gaps", ()))
     for name, value in prepared.items():
         if isinstance(value, torch.Tensor):
             prepared[name] = _like(f"new_data['{name}']", value, arrays.get(name))

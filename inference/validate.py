@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Number
 from typing import Any
 
@@ -21,7 +21,7 @@ def model_function(model: Any) -> Callable[..., Any]:
 
 
 def prepare_data(
-    function: Callable[..., Any], data: Mapping[str, Any], *, may_miss: str | None = None
+    function: Callable[..., Any], data: Mapping[str, Any], *, may_miss: Collection[str] = ()
 ) -> dict[str, Any]:
     """Check ``data`` against the signature of ``function`` and convert arrays to tensors.
 
@@ -33,7 +33,7 @@ def prepare_data(
         Tensors, arrays, nested lists, pandas columns, numbers, strings, ``None`` or anything else the model takes.
         Floating values are converted to torch's default dtype; integers and booleans keep theirs.
     may_miss
-        The argument in which NaN stands for a missing value, if the model knows any (`ppl_models.Model.table`).
+        The arguments in which NaN stands for a missing value, if the model knows any (`ppl_models.Model.gaps`).
 
     Raises
     ------
@@ -45,7 +45,7 @@ def prepare_data(
     check_names(function, data)
     prepared = {name: _as_tensor(f"data['{name}']", value) for name, value in data.items()}
     for name, value in prepared.items():
-        table = name == may_miss and isinstance(value, torch.Tensor)
+        table = name in may_miss and isinstance(value, torch.Tensor)
         _check_finite(f"data['{name}']", value[~torch.isnan(value)] if table else value)
     return prepared
 

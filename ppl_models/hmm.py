@@ -16,6 +16,7 @@ from ppl_models.hmm_parts import (
     beside,
     by_state,
     centre_and_spread,
+    check_codes,
     check_count,
     check_series,
     every_step,
@@ -134,6 +135,7 @@ def poisson_hmm(
     check_count("K", K)
     check_series("x", x)
     seen = steps_with_values(lengths, x)
+    check_codes("x", x, seen)
     centre, _ = centre_and_spread(x, centre, None, seen)
     states = pyro.plate("state", K)
     initial, transition = sample_chain(states, x)
@@ -153,6 +155,7 @@ def categorical_hmm(*, x: torch.Tensor, C: int, K: int = 2, lengths: torch.Tenso
     check_count("C", C)
     check_series("x", x)
     seen = steps_with_values(lengths, x)
+    check_codes("x", x, seen, highest=C - 1)
     states = pyro.plate("state", K)
     initial, transition = sample_chain(states, x)
     with states:
@@ -170,6 +173,7 @@ def bernoulli_hmm(*, x: torch.Tensor, K: int = 2, lengths: torch.Tensor | None =
     check_count("K", K)
     check_series("x", x, event_dim=1)
     seen = steps_with_values(lengths, x, event_dim=1)
+    check_codes("x", x, seen, highest=1)
     states = pyro.plate("state", K)
     initial, transition = sample_chain(states, x)
     counts = x.new_full((x.shape[-1],), SWITCH_COUNTS)
@@ -224,6 +228,7 @@ def _categorical_data() -> dict[str, Any]:
 
 GAUSSIAN_HMM = Model(
     name="gaussian_hmm",
+    gaps=("x",),
     model=gaussian_hmm,
     data=lambda: {"x": sequences.inflation(), "K": 2},
     simulate=partial(simulate, gaussian_hmm, scaled=True),
@@ -231,6 +236,7 @@ GAUSSIAN_HMM = Model(
 )
 GAUSSIAN_HMM_DIAGONAL = Model(
     name="gaussian_hmm_diagonal",
+    gaps=("x",),
     model=gaussian_hmm_diagonal,
     data=lambda: {"x": sequences.inflation_and_unemployment(), "K": 2},
     simulate=partial(simulate, gaussian_hmm_diagonal, scaled=True, vectors=True),
@@ -239,6 +245,7 @@ GAUSSIAN_HMM_DIAGONAL = Model(
 )
 GAUSSIAN_HMM_FULL = Model(
     name="gaussian_hmm_full",
+    gaps=("x",),
     model=gaussian_hmm_full,
     data=lambda: {"x": sequences.inflation_and_unemployment(), "K": 2},
     simulate=partial(simulate, gaussian_hmm_full, scaled=True, vectors=True),
@@ -247,6 +254,7 @@ GAUSSIAN_HMM_FULL = Model(
 )
 POISSON_HMM = Model(
     name="poisson_hmm",
+    gaps=("x",),
     model=poisson_hmm,
     data=lambda: {"x": sequences.earthquakes(), "K": 2},
     simulate=partial(simulate, poisson_hmm, settings={"centre": 5.0}),
@@ -254,6 +262,7 @@ POISSON_HMM = Model(
 )
 CATEGORICAL_HMM = Model(
     name="categorical_hmm",
+    gaps=("x",),
     model=categorical_hmm,
     data=_categorical_data,
     simulate=partial(simulate, categorical_hmm, integers={"C": 4}),

@@ -64,6 +64,22 @@ def steps_with_values(lengths: torch.Tensor | None, x: torch.Tensor, *, event_di
     return torch.arange(steps) < lengths.unsqueeze(-1)
 
 
+def check_codes(name: str, x: torch.Tensor, seen: torch.Tensor | None, *, highest: int | None = None) -> None:
+    """Raise ValueError where entries (..., T) or (..., T, D) inside sequences are neither NaN nor 0, ..., highest."""
+    if not torch.distributions.Distribution._validate_args:  # see `steps_with_values`
+        return
+    inside = x.isnan() | ((x >= 0) & (x == x.floor()) & (x <= (torch.inf if highest is None else highest)))
+    if seen is not None:
+        inside = inside | ~seen.reshape(seen.shape + (1,) * (x.dim() - seen.dim()))
+    if not inside.all():
+        place = tuple((~inside).nonzero()[0].tolist())
+        expected = "whole numbers from 0" + ("" if highest is None else f" to {highest}")
+        at = place[0] if len(place) == 1 else place
+        raise ValueError(
+            f"{name}: expected {expected}, got {x[place].item():g} at index {at}; {int((~inside).sum())} such entries."
+        )
+
+
 def centre_and_spread(
     x: torch.Tensor,
     centre: torch.Tensor | float | None,

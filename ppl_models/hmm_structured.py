@@ -229,6 +229,7 @@ def _unemployment() -> dict[str, Any]:
 
 STICKY_HMM = Model(
     name="sticky_hmm",
+    gaps=("x",),
     model=sticky_hmm,
     data=lambda: {"x": sequences.inflation(), "K": 2},
     simulate=partial(simulate, sticky_hmm, scaled=True),
@@ -236,6 +237,7 @@ STICKY_HMM = Model(
 )
 LEFT_TO_RIGHT_HMM = Model(
     name="left_to_right_hmm",
+    gaps=("x",),
     model=left_to_right_hmm,
     data=lambda: {"x": sequences.nile(), "K": 2},
     simulate=partial(simulate, left_to_right_hmm, scaled=True),
@@ -243,6 +245,7 @@ LEFT_TO_RIGHT_HMM = Model(
 )
 TRANSITION_COVARIATE_HMM = Model(
     name="transition_covariate_hmm",
+    gaps=("x",),
     model=transition_covariate_hmm,
     data=_inflation_and_interest,
     simulate=partial(simulate, transition_covariate_hmm, scaled=True, covariates=True),
@@ -250,6 +253,7 @@ TRANSITION_COVARIATE_HMM = Model(
 )
 REGRESSION_HMM = Model(
     name="regression_hmm",
+    gaps=("x",),
     model=regression_hmm,
     data=_unemployment,
     simulate=partial(simulate, regression_hmm, scaled=True, covariates=True),
@@ -257,6 +261,7 @@ REGRESSION_HMM = Model(
 )
 FACTORIAL_HMM = Model(
     name="factorial_hmm",
+    gaps=("x",),
     model=factorial_hmm,
     data=lambda: {"x": sequences.unemployment(), "M": 2, "K": 2},
     simulate=partial(simulate, factorial_hmm, scaled=True, integers={"M": 2}),

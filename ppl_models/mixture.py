@@ -15,6 +15,7 @@ from ppl_models.mixture_guide import gaussian_mixture_guide
 from ppl_models.mixture_normal import (
     LOC_SD,
     Components,
+    held_moments,
     known_moments,
     maybe_flat,
     observe,
@@ -61,7 +62,7 @@ def gaussian_mixture(
     data_mean, data_cov
         Mean (D,) and covariance (D, D) of the data, from which the priors are made; by default those of ``x``.
     """
-    known = known_moments(x, K, covariance, data_mean, data_cov)
+    known = known_moments(x, K, covariance, data_mean, data_cov, flat=flat)
     weights = sample_weights(x, K, flat=flat)
     if x.dim() == 2:
         return observe(x, weights, sample_components(known, pyro.plate("component", K), covariance, flat=flat))
@@ -88,7 +89,7 @@ def gaussian_mixture_exchangeable(
     Compare label-free quantities only (`identify`); sorting the locations of its draws gives the posterior of
     `gaussian_mixture`.
     """
-    known = known_moments(x, K, covariance, data_mean, data_cov)
+    known = known_moments(x, K, covariance, data_mean, data_cov, flat=flat)
     weights = sample_weights(x, K, flat=flat)
     return observe(x, weights, sample_components(known, pyro.plate("component", K), covariance, flat=flat))
 
@@ -164,6 +165,8 @@ GAUSSIAN_MIXTURE = Model(
     guide=gaussian_mixture_guide,
     start=ordered_start,
     table="x",
+    gaps=("x",),
+    held=held_moments,
 )
 GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
     name="gaussian_mixture_exchangeable",
@@ -174,4 +177,6 @@ GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
     identify=by_location,
     start=partial(normal_start, gaussian_mixture_exchangeable),
     table="x",
+    gaps=("x",),
+    held=held_moments,
 )

@@ -34,7 +34,7 @@ def bernoulli_mixture(*, x: torch.Tensor, K: int = 2, flat: bool = False) -> tor
     flat
         No priors, for a maximum of the likelihood.
     """
-    check_mixture(x, K, dims=(2,))
+    check_mixture(x, K, dims=(2,), flat=flat)
     check_counts(x, binary=True)
     weights = sample_weights(x, K, flat=flat)
     with pyro.plate("component", K):
@@ -62,7 +62,7 @@ def poisson_mixture(
     data_mean
         Means (D,) of the columns, from which the prior is made; by default those of ``x``.
     """
-    check_mixture(x, K, dims=(2,))
+    check_mixture(x, K, dims=(2,), flat=flat)
     check_counts(x)
     mean = _mean_count(x) if data_mean is None else torch.as_tensor(data_mean).to(x).expand(x.shape[1:])
     weights = sample_weights(x, K, flat=flat)
@@ -95,7 +95,7 @@ def multinomial_mixture(*, x: torch.Tensor, K: int = 2, flat: bool = False) -> t
     flat
         No priors, for a maximum of the likelihood.
     """
-    check_mixture(x, K, dims=(2,))
+    check_mixture(x, K, dims=(2,), flat=flat)
     check_counts(x)
     if bool(x.isnan().any()):
         raise ValueError("x: a count is missing (NaN); the total of its row is then unknown. Leave the row out.")
@@ -213,6 +213,7 @@ BERNOULLI_MIXTURE = Model(
     start=partial(_start, bernoulli_mixture, "probability", _off_the_edge),
     summary="mixture of rows of independent binary entries (pixels of 100 handwritten digits 0, 1, 2)",
     table="x",
+    gaps=("x",),
 )
 POISSON_MIXTURE = Model(
     name="poisson_mixture",
@@ -221,8 +222,10 @@ POISSON_MIXTURE = Model(
     simulate=partial(_simulate, poisson_mixture, known={"data_mean": torch.tensor(10.0, dtype=torch.float64)}),
     identify=by_total,
     start=partial(_start, poisson_mixture, "rate", _positive),
+    held=lambda data: {"data_mean": data["data_mean"] if "data_mean" in data else _mean_count(data["x"])},
     summary="mixture of rows of counts (chin-ups, sit-ups and jumps of 20 men)",
     table="x",
+    gaps=("x",),
 )
 MULTINOMIAL_MIXTURE = Model(
     name="multinomial_mixture",
@@ -232,4 +235,5 @@ MULTINOMIAL_MIXTURE = Model(
     start=partial(_start, multinomial_mixture, "share", _as_shares),
     summary="mixture of rows of counts with known totals (dark pixels by line of 100 handwritten digits 0, 1, 2)",
     table="x",
+    gaps=("x",),
 )

@@ -21,7 +21,12 @@ class Moments(NamedTuple):
     factor: torch.Tensor
 
 
-def check_mixture(x: Any, K: int, *, dims: tuple[int, ...] = (1, 2)) -> None:
+def checking() -> bool:
+    """Whether values of the data may be looked at: a recording that has read them holds for them alone."""
+    return torch.distributions.Distribution._validate_args
+
+
+def check_mixture(x: Any, K: int, *, dims: tuple[int, ...] = (1, 2), flat: bool = False) -> None:
     """Refuse what no mixture can be fitted to.
 
     Parameters
@@ -32,11 +37,13 @@ def check_mixture(x: Any, K: int, *, dims: tuple[int, ...] = (1, 2)) -> None:
         Number of components.
     dims
         How many dims ``x`` may have.
+    flat
+        Whether there are no priors, so that each component needs a row; with priors new rows may be few.
 
     Raises
     ------
     ValueError
-        Another shape, no rows, more components than rows, or a column without a number in it.
+        Another shape, no rows, or without priors more components than rows.
     """
     shapes = " or ".join({1: "(rows,)", 2: "(rows, columns)"}[dim] for dim in dims)
     if not isinstance(x, torch.Tensor) or x.dim() not in dims or 0 in x.shape:
@@ -44,12 +51,8 @@ def check_mixture(x: Any, K: int, *, dims: tuple[int, ...] = (1, 2)) -> None:
         raise ValueError(f"x: expected shape {shapes} with at least one row and column, got {got}.")
     if isinstance(K, bool) or not isinstance(K, int) or K < 1:
         raise ValueError(f"K: expected a number of components from 1, got {K!r}.")
-    if len(x) < K:
+    if flat and len(x) < K:
         raise ValueError(f"K: {K} components cannot be told from {len(x)} rows; lower K or add rows.")
-    if x.is_floating_point():
-        empty = x.isnan().all(0)
-        if bool(empty.any()):
-            raise ValueError(f"x: {_columns(empty)} has no number in it; leave it out.")
 
 
 def check_counts(x: torch.Tensor, *, binary: bool = False) -> None:
@@ -60,6 +63,8 @@ def check_counts(x: torch.Tensor, *, binary: bool = False) -> None:
     ValueError
         Such an entry, with its place.
     """
+    if not checking():
+        return
     good = x.isnan() | (((x == 0) | (x == 1)) if binary else ((x >= 0) & (x == x.floor())))
     if not bool(good.all()):
         place = (~good).nonzero()[0].tolist()
@@ -89,18 +94,21 @@ def moments(
     Raises
     ------
     ValueError
-        A constant column, or columns of which one follows from the others where that matters.
+        A constant column, one without a number in it, or columns of which one follows from the others where that
+        matters.
     """
     if data_mean is None or data_cov is None:
         table = x.reshape(len(x), -1)
         seen = ~table.isnan()
         number = seen.sum(0)
+        if checking() and bool((number == 0).any()):
+            raise ValueError(f"x: {_columns(number == 0)} has no number in it; leave it out.")
         mean = torch.where(seen, table, torch.zeros_like(table)).sum(0) / number
         centred = torch.where(seen, table - mean, torch.zeros_like(table))
         variance = centred.square().sum(0) / number
         # rounding: the variance of a column of one number may be its square times 1e-32
         constant = variance <= 1e-24 * (mean.square() + variance)
-        if bool(constant.any()):
+        if checking() and bool(constant.any()):
             raise ValueError(f"x: {_columns(constant)} is constant (or has one number only); leave it out.")
         white = centred / variance.sqrt()
         correlation = white.mT @ white / len(x)
@@ -108,6 +116,11 @@ def moments(
         covariance = correlation * variance.sqrt() * variance.sqrt()[:, None]
         data_mean = mean.reshape(x.shape[1:]) if data_mean is None else data_mean
         data_cov = covariance if data_cov is None else data_cov
+    elif torch.as_tensor(data_mean).numel() not in (1, x[0].numel()):
+        known = torch.as_tensor(data_mean).numel()
+        raise ValueError(
+            f"x: expected {known} columns, as in the data that its priors are made of, got {x[0].numel()}."
+        )
     mean = torch.as_tensor(data_mean).to(x).expand(x.shape[1:])
     size = mean.numel()
     covariance = torch.as_tensor(data_cov).to(x).reshape(size, size)
@@ -116,7 +129,7 @@ def moments(
         return Moments(mean, sd.reshape(mean.shape), torch.diag(sd))
     factor, failed = torch.linalg.cholesky_ex(covariance / sd / sd[:, None])
     # a column of which less than 1e-12 of the variance is its own
-    if bool(failed) or bool((factor.diagonal() < 1e-6).any()):
+    if checking() and (bool(failed) or bool((factor.diagonal() < 1e-6).any())):
         raise ValueError(
             "x: its covariance is singular (a column follows from the others, or there are fewer rows than columns); "
             "leave a column out, or use covariance='diagonal'."

@@ -44,7 +44,7 @@ def regression_mixture(
     y_mean, y_sd
         Mean and standard deviation of the outcome, from which the priors are made; by default those of ``y``.
     """
-    check_mixture(x, K, dims=(2,))
+    check_mixture(x, K, dims=(2,), flat=flat)
     if y.shape != x.shape[:1]:
         raise ValueError(f"y: expected shape ({len(x)},), one outcome for each row of x, got {tuple(y.shape)}.")
     if bool(x.isnan().any()):
@@ -104,6 +104,11 @@ def _simulate(
         return draw(regression_mixture, inputs, truth=truth, **known | settings)
 
 
+def _held(data: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    known = moments(data["y"], None, None, correlated=False)
+    return {"y_mean": data.get("y_mean", known.mean), "y_sd": data.get("y_sd", known.sd)}
+
+
 REGRESSION_MIXTURE = Model(
     name="regression_mixture",
     model=regression_mixture,
@@ -112,4 +117,5 @@ REGRESSION_MIXTURE = Model(
     summary="mixture of linear regressions (sepal width of irises by sepal length, two lines)",
     identify=by_intercept,
     table="x",
+    held=_held,
 )

@@ -9,7 +9,7 @@ import torch
 
 from ppl_models import datasets
 from ppl_models.mixture import simulate_rows
-from ppl_models.mixture_normal import known_moments, observe, sample_components
+from ppl_models.mixture_normal import held_moments, known_moments, observe, sample_components
 from ppl_models.model import Model
 
 # The priors of scales are those of so many components: how many there are is not known, but not all K.
@@ -94,6 +94,8 @@ SPARSE_MIXTURE = Model(
     simulate=partial(simulate_rows, sparse_mixture, num_columns=2),
     summary="more normals than clusters, the superfluous ones emptied by the prior (150 irises)",
     table="x",
+    gaps=("x",),
+    held=held_moments,
 )
 DIRICHLET_PROCESS_MIXTURE = Model(
     name="dirichlet_process_mixture",
@@ -102,4 +104,6 @@ DIRICHLET_PROCESS_MIXTURE = Model(
     simulate=partial(simulate_rows, dirichlet_process_mixture, num_columns=2),
     summary="normals with weights broken off a stick, a truncated Dirichlet process (150 irises)",
     table="x",
+    gaps=("x",),
+    held=held_moments,
 )

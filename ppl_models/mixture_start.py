@@ -44,7 +44,7 @@ def cluster(x: np.ndarray, K: int, seed: int) -> np.ndarray:
         sizes, axes = np.linalg.eigh(np.cov(white.T).reshape(x.shape[1], x.shape[1]))
         kept = sizes > 1e-9 * sizes[-1]
         white = white @ (axes[:, kept] / np.sqrt(sizes[kept]))
-    return KMeans(K, n_init=1, random_state=seed).fit(white).labels_
+    return KMeans(min(K, len(white)), n_init=1, random_state=seed).fit(white).labels_
 
 
 def shares(labels: np.ndarray, K: int) -> np.ndarray:

@@ -11,7 +11,14 @@ import torch
 
 from ppl_models import datasets
 from ppl_models.mixture import by_location, simulate_rows
-from ppl_models.mixture_normal import known_moments, maybe_flat, observe, sample_components, sample_weights
+from ppl_models.mixture_normal import (
+    held_moments,
+    known_moments,
+    maybe_flat,
+    observe,
+    sample_components,
+    sample_weights,
+)
 from ppl_models.mixture_start import normal_start
 from ppl_models.model import Model
 
@@ -33,7 +40,7 @@ def student_mixture(
     Arguments, priors and missing entries are those of `gaussian_mixture`; ``scale`` and ``covariance`` are those of
     the normal that the t distribution becomes as its degrees of freedom ``df`` grow. The labels have no order.
     """
-    known = known_moments(x, K, covariance, data_mean, data_cov)
+    known = known_moments(x, K, covariance, data_mean, data_cov, flat=flat)
     weights = sample_weights(x, K, flat=flat)
     plate = pyro.plate("component", K)
     components = sample_components(known, plate, covariance, flat=flat)
@@ -61,4 +68,6 @@ STUDENT_MIXTURE = Model(
     identify=by_location,
     start=_start,
     table="x",
+    gaps=("x",),
+    held=held_moments,
 )

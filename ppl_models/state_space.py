@@ -120,6 +120,7 @@ def _inflation_changes() -> dict[str, Any]:
 
 LOCAL_LEVEL = Model(
     name="local_level",
+    gaps=("x",),
     model=local_level,
     data=lambda: {"x": sequences.nile()},
     simulate=partial(simulate, local_level, scaled=True),
@@ -127,6 +128,7 @@ LOCAL_LEVEL = Model(
 )
 LOCAL_LINEAR_TREND = Model(
     name="local_linear_trend",
+    gaps=("x",),
     model=local_linear_trend,
     data=lambda: {"x": sequences.log_gdp()},
     simulate=partial(simulate, local_linear_trend, scaled=True, settings={"change": 1.0}),

@@ -226,7 +226,7 @@ BAD = {
     "half a count": ("multinomial_mixture", {"x": ROWS / 2}, "whole numbers from 0, got 0.5"),
     "not binary": ("bernoulli_mixture", {"x": 2 * ROWS}, r"expected 0 or 1, got 2 at index \(0, 0\); 12 such entries"),
     "missing total": ("multinomial_mixture", {"x": torch.tensor([[1.0, np.nan], [1.0, 2.0]])}, "a count is missing"),
-    "too many": ("bernoulli_mixture", {"x": ROWS, "K": 7}, "K: 7 components cannot be told from 6 rows"),
+    "too many": ("bernoulli_mixture", {"x": ROWS, "K": 7, "flat": True}, "K: 7 components cannot be told from 6 rows"),
     "on the line": ("poisson_mixture", {"x": torch.ones(6)}, r"expected shape \(rows, columns\)"),
     "outcome": ("regression_mixture", {"x": ROWS, "y": torch.ones(5)}, r"y: expected shape \(6,\).*got \(5,\)"),
     "constant outcome": ("regression_mixture", {"x": ROWS, "y": torch.ones(6)}, "constant"),

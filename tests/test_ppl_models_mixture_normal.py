@@ -325,7 +325,7 @@ ROWS = torch.from_numpy(load_iris().data[:20])
 REPEATED = torch.cat([ROWS, 2 * ROWS[:, :1] + 1], 1)
 GAP = torch.where(torch.tensor([True, False, False, False]), math.nan, ROWS)
 BAD = {
-    "K too large": ({"x": ROWS[:3], "K": 4}, "K: 4 components cannot be told from 3 rows"),
+    "K too large": ({"x": ROWS[:3], "K": 4, "flat": True}, "K: 4 components cannot be told from 3 rows"),
     "K of zero": ({"x": ROWS, "K": 0}, "K: expected a number of components from 1, got 0"),
     "K of a half": ({"x": ROWS, "K": 1.5}, "K: expected a number of components from 1, got 1.5"),
     "constant": ({"x": torch.ones(20, 2)}, "x: column 0 is constant"),

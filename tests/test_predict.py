@@ -10,7 +10,8 @@ from pyro.ops.indexing import Vindex
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from inference import MAP, SVI, InputError, Laplace, fit, forecast, from_draws, load_fit, predict
+from inference import MAP, SVI, InputError, Laplace, fit, forecast, from_draws, load_fit, log_predictive, predict
+from ppl_models import MODELS
 from tests.chains import NormalChain, by_enumeration, chain_model, loop_model, sequences_model, series
 from tests.zoo import CASES, TWO_CLUSTERS, mixture_by_hand, mixture_tutorial, schools
 
@@ -351,3 +352,45 @@ def test_one_component_is_a_mixture_too(rows):
     found = result.to_datatree(log_likelihood=True).log_likelihood["y"]
     assert found.dims == ("chain", "draw", "data")
     np.testing.assert_allclose(found, norm.logpdf(y, result.draws["loc"]), rtol=1e-9)
+
+
+# --- Models that come along -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    rng = np.random.default_rng(3)
+    x = np.concatenate([rng.normal(0.0, 1.0, (30, 2)), rng.normal(8.0, 1.0, (20, 2))])
+    return fit(MODELS["gaussian_mixture"], {"x": x, "K": 2}, Laplace(num_samples=100), seed=0)
+
+
+def test_one_new_row_is_enough_and_may_have_gaps(clusters):
+    """The priors' scales were read off the old rows: one row has none."""
+    near, far = (predict(clusters, {"x": np.array([row])})["assignment"] for row in ([0.0, 0.0], [8.0, 8.0]))
+    assert near.most_probable[0] != far.most_probable[0]
+    gap = predict(clusters, {"x": np.array([[np.nan, 8.0], [0.0, np.nan]])})["assignment"]
+    assert list(gap.most_probable) == [far.most_probable[0], near.most_probable[0]]
+    nothing = predict(clusters, {"x": np.array([[np.nan, np.nan]])})["assignment"]
+    assert nothing.probabilities[0] == pytest.approx(clusters.draws["weights"].mean(axis=(0, 1)), abs=1e-6)
+
+
+def test_new_rows_of_other_columns_are_refused(clusters):
+    with pytest.raises(InputError, match="x: expected 2 columns, as in the data that its priors are made of, got 3"):
+        predict(clusters, {"x": np.zeros((4, 3))})
+
+
+def test_scores_of_new_rows_do_not_depend_on_their_company(clusters):
+    rows = np.array([[0.5, 1.0], [7.0, 9.0], [3.0, 3.0]])
+    together = log_predictive(clusters, {"x": rows}).terms["x"].total
+    alone = sum(log_predictive(clusters, {"x": rows[[i]]}).terms["x"].total for i in range(3))
+    assert together == pytest.approx(alone, rel=1e-9)
+
+
+def test_a_step_without_value_and_an_unseen_category():
+    model = MODELS["categorical_hmm"]
+    data = {"x": torch.tensor([0.0, 1, 1, float("nan"), 0, 0, 2, 1, 0, 1]), "C": 3, "K": 2}
+    result = fit(model, data, Laplace(num_samples=50), seed=0)
+    assert result.draws["x_states"].shape == (4, 50, 10)
+    with pytest.raises(InputError, match="x: expected whole numbers from 0 to 2, got 3 at index 1"):
+        predict(result, {"x": torch.tensor([0.0, 3.0])})
+    assert predict(result, {"x": torch.tensor([1.0])})["x_states"].probabilities.shape == (1, 2)
