@@ -95,8 +95,7 @@ for name, result in {"MAP": point, "AutoVI": auto, "NUTS": nuts}.items():
 # Exchange the names of the two clusters, and weights, locations, scales along with them: the density is the same. With
 # K clusters there are K! such copies of every explanation, and the posterior has K! equal modes. Each chain settles in
 # one of them. R-hat, which asks whether chains agree, is far above 1.01, and the posterior mean of `loc` is a point
-# between the clusters where nothing ever was. (`MAP` has seen the same: its starts ended in several maxima of one
-# height.)
+# between the clusters where nothing ever was.
 #
 # Nothing is wrong but the names. `relabel` finds which sites can be permuted without changing the density, and gives
 # every draw the labels under which all draws agree best.
@@ -163,8 +162,8 @@ cluster_figure(x, found, columns=COLUMNS).savefig(out / "mixture_clustering_two.
 # ## 5. What EM cannot say
 #
 # The EM algorithm climbs to the highest likelihood; so does `MAP` if the priors are flat. The mixture that comes along,
-# `gaussian_mixture`, can do so. Here it is with a covariance shared by all clusters (`tied`), next to scikit-learn's EM.
-# (A covariance for each, `full`, is its default.)
+# `gaussian_mixture`, can do so. Here it is, next to scikit-learn's EM, with one covariance that all clusters share
+# (`tied`). A covariance for each, `full`, is its default.
 
 # %%
 normals = MODELS["gaussian_mixture"]
@@ -248,7 +247,8 @@ print(together)
 long_ones = x[:, 0] > 3
 block = {"short": ~long_ones, "long": long_ones}
 block = {name: together.similarity[np.ix_(chosen, chosen)].mean() for name, chosen in block.items()}
-print("probability that two eruptions of one kind are in one component:", {name: f"{share:.2f}" for name, share in block.items()})
+for name, chance in block.items():
+    print(f"two {name} eruptions are in one component with probability {chance:.2f}")
 cluster_figure(x, third, columns=COLUMNS).savefig(out / "mixture_clustering_three.png", dpi=120)
 responsibility_figure(third).savefig(out / "mixture_clustering_responsibilities.png", dpi=120)
 co_clustering_figure(together.similarity, together.point).savefig(out / "mixture_clustering_pairs.png", dpi=120)
