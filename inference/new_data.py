@@ -68,7 +68,9 @@ def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
     if not isinstance(new_data, Mapping):
         raise InputError(f"new_data: expected a mapping as the fit was given, got {type(new_data).__name__}.")
     arrays = {name: v for name, v in old.data.items() if isinstance(v, torch.Tensor | list | tuple | np.ndarray)}
-    missing = [name for name in arrays if name not in new_data]
+    read_off = getattr(fit.model, "settings_from", None)
+    kept = read_off(old.data) if callable(read_off) else {}
+    missing = [name for name in arrays if name not in new_data and name not in kept]
     if missing:
         raise InputError(
             f"new_data: needs {', '.join(missing)}; give every array of the data anew, fit.data['{missing[0]}'] where "
@@ -76,7 +78,7 @@ def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
         )
     settings = {name: value for name, value in old.data.items() if name not in arrays}
     table = getattr(fit.model, "table", None)
-    prepared = prepare_data(old.function, {**settings, **new_data}, may_miss=table)
+    prepared = prepare_data(old.function, {**settings, **kept, **new_data}, may_miss=table)
     for name, value in prepared.items():
         if isinstance(value, torch.Tensor):
             prepared[name] = _like(f"new_data['{name}']", value, arrays.get(name))

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 
 from ppl_models import datasets
+from ppl_models.mixture_data import settings_from
 from ppl_models.mixture_guide import gaussian_mixture_guide
 from ppl_models.mixture_normal import (
     LOC_SD,
@@ -164,6 +165,7 @@ GAUSSIAN_MIXTURE = Model(
     guide=gaussian_mixture_guide,
     start=ordered_start,
     table="x",
+    settings_from=settings_from,
 )
 GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
     name="gaussian_mixture_exchangeable",
@@ -174,4 +176,5 @@ GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
     identify=by_location,
     start=partial(normal_start, gaussian_mixture_exchangeable),
     table="x",
+    settings_from=settings_from,
 )

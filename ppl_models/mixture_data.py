@@ -1,5 +1,6 @@
 """What the mixtures ask of their data, and what their priors learn from it."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ class Moments(NamedTuple):
     factor: torch.Tensor
 
 
-def check_mixture(x: Any, K: int, *, dims: tuple[int, ...] = (1, 2)) -> None:
+def check_mixture(x: Any, K: int, *, dims: tuple[int, ...] = (1, 2), priors_known: bool = False) -> None:
     """Refuse what no mixture can be fitted to.
 
     Parameters
@@ -32,6 +33,8 @@ def check_mixture(x: Any, K: int, *, dims: tuple[int, ...] = (1, 2)) -> None:
         Number of components.
     dims
         How many dims ``x`` may have.
+    priors_known
+        Whether nothing is to be learnt from ``x`` before it is observed. Then any number of rows will do.
 
     Raises
     ------
@@ -44,6 +47,8 @@ def check_mixture(x: Any, K: int, *, dims: tuple[int, ...] = (1, 2)) -> None:
         raise ValueError(f"x: expected shape {shapes} with at least one row and column, got {got}.")
     if isinstance(K, bool) or not isinstance(K, int) or K < 1:
         raise ValueError(f"K: expected a number of components from 1, got {K!r}.")
+    if priors_known:
+        return
     if len(x) < K:
         raise ValueError(f"K: {K} components cannot be told from {len(x)} rows; lower K or add rows.")
     if x.is_floating_point():
@@ -122,6 +127,18 @@ def moments(
             "leave a column out, or use covariance='diagonal'."
         )
     return Moments(mean, sd.reshape(mean.shape), factor * sd[:, None])
+
+
+def settings_from(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the moments of a mixture's data as its settings ``data_mean`` and ``data_cov``, which keep its priors.
+
+    With them the model takes rows of any number: a single new one has no variance of its own.
+    """
+    x = data["x"]
+    correlated = x.dim() == 2 and data.get("covariance", "full") in ("full", "tied")
+    known = moments(x, data.get("data_mean"), data.get("data_cov"), correlated=correlated)
+    covariance = known.factor @ known.factor.mT
+    return {"data_mean": known.mean, "data_cov": covariance if x.dim() == 2 else covariance.reshape(())}
 
 
 def _columns(flags: torch.Tensor) -> str:

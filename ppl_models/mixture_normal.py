@@ -61,7 +61,7 @@ def known_moments(
     x: torch.Tensor, K: int, covariance: str, data_mean: torch.Tensor | None, data_cov: torch.Tensor | None
 ) -> Moments:
     """Check the arguments of a mixture of normals, and give the moments that its priors use."""
-    check_mixture(x, K)
+    check_mixture(x, K, priors_known=data_mean is not None and data_cov is not None)
     check_covariance(covariance)
     correlated = x.dim() == 2 and covariance in ("full", "tied")
     return moments(x, data_mean, data_cov, correlated=correlated)

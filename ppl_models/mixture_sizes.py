@@ -9,6 +9,7 @@ import torch
 
 from ppl_models import datasets
 from ppl_models.mixture import simulate_rows
+from ppl_models.mixture_data import settings_from
 from ppl_models.mixture_normal import known_moments, observe, sample_components
 from ppl_models.model import Model
 
@@ -94,6 +95,7 @@ SPARSE_MIXTURE = Model(
     simulate=partial(simulate_rows, sparse_mixture, num_columns=2),
     summary="more normals than clusters, the superfluous ones emptied by the prior (150 irises)",
     table="x",
+    settings_from=settings_from,
 )
 DIRICHLET_PROCESS_MIXTURE = Model(
     name="dirichlet_process_mixture",
@@ -102,4 +104,5 @@ DIRICHLET_PROCESS_MIXTURE = Model(
     simulate=partial(simulate_rows, dirichlet_process_mixture, num_columns=2),
     summary="normals with weights broken off a stick, a truncated Dirichlet process (150 irises)",
     table="x",
+    settings_from=settings_from,
 )

@@ -11,6 +11,7 @@ import torch
 
 from ppl_models import datasets
 from ppl_models.mixture import by_location, simulate_rows
+from ppl_models.mixture_data import settings_from
 from ppl_models.mixture_normal import known_moments, maybe_flat, observe, sample_components, sample_weights
 from ppl_models.mixture_start import normal_start
 from ppl_models.model import Model
@@ -61,4 +62,5 @@ STUDENT_MIXTURE = Model(
     identify=by_location,
     start=_start,
     table="x",
+    settings_from=settings_from,
 )

@@ -73,6 +73,9 @@ class Model:
     table
         Name of the argument that is a table (rows, columns): the numeric columns of a CSV file go there, and NaN marks
         a missing entry, of which the model takes account.
+    settings_from
+        ``settings_from(data)`` gives settings of the model that it otherwise reads off its data (the scale of a prior),
+        so that new rows do not change them.
     """
 
     name: str
@@ -86,3 +89,4 @@ class Model:
     coords: Callable[[Mapping[str, Any]], dict[str, list]] | None = None
     start: Callable[[Mapping[str, Any], int], dict[str, np.ndarray]] | None = None
     table: str | None = None
+    settings_from: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
