@@ -12,7 +12,8 @@ from arviz_stats import compare as compare_elpd
 from arviz_stats import loo
 from scipy.special import logsumexp
 
-from inference.diagnostics import khat_limit
+from inference import limits
+from inference.diagnostics import chain_mixing, khat_limit
 from inference.errors import InputError
 from inference.evidence import log_evidence
 from inference.fit import Fit
@@ -117,6 +118,7 @@ def compare_models(fits: Mapping[str, Fit], *, site: str | None = None, evidence
             )
         if num_wide := int((variance > WAIC_VARIANCE).sum()):
             remarks.append(f"'{name}': WAIC is unreliable (wide log likelihoods: {num_wide}); go by LOO.")
+        remarks += _mixing(name, fits[name], _by_draw(tree["log_likelihood"][sites[name]]))
         if not fits[name].status.ok:
             remarks.append(f"'{name}': the fit did not end well ({fits[name].status.message})")
         if evidence:
@@ -148,6 +150,28 @@ def waic_terms(log_likelihood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give elpd_waic and the posterior variance of each observation, (N,), from log likelihoods (S, N)."""
     variance = log_likelihood.var(axis=0, ddof=1)
     return logsumexp(log_likelihood, axis=0) - np.log(len(log_likelihood)) - variance, variance
+
+
+def _mixing(name: str, fit: Fit, log_likelihood: np.ndarray) -> list[str]:
+    """Tell of chains that do not agree on log likelihoods (chain, draw), which are the same for all labels."""
+    if fit.independent or np.ptp(log_likelihood) == 0:
+        return []
+    mixing = chain_mixing(log_likelihood[..., None])
+    rhat, ess = float(mixing.rhat[0]), float(mixing.ess_bulk[0])
+    diverged = float(np.mean(fit.stats.get("diverging", 0.0)))
+    found = [
+        *([f"R-hat {rhat:.2f}"] if rhat > limits.RHAT else []),
+        *([f"worth {ess:.0f} draws"] if ess < limits.ESS else []),
+        *([f"{diverged:.1%} of the draws diverged"] if diverged > limits.DIVERGENT_SHARE else []),
+    ]
+    if not found:
+        return []
+    return [f"'{name}': its chains do not settle its log likelihood ({', '.join(found)}); see check(fit)."]
+
+
+def _by_draw(values: xr.DataArray) -> np.ndarray:
+    """Log likelihood of all observations together, (chain, draw)."""
+    return values.sum([d for d in values.dims if d not in ("chain", "draw")]).transpose("chain", "draw").to_numpy()
 
 
 def _evidence(name: str, fit: Fit, remarks: list[str]) -> dict[str, float]:

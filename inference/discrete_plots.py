@@ -175,7 +175,7 @@ def _stacked(ax: Axes, x: np.ndarray, shares: np.ndarray) -> None:
 
 
 def co_clustering_figure(similarity: np.ndarray, clustering: np.ndarray) -> Figure:
-    """Draw how often two rows are in one cluster, rows in the order of a clustering.
+    """Draw how often two rows are in one cluster, rows by clusters and in each the surest first.
 
     Parameters
     ----------
@@ -184,12 +184,14 @@ def co_clustering_figure(similarity: np.ndarray, clustering: np.ndarray) -> Figu
     clustering
         (N,), the cluster of each row; lines part them.
     """
-    order = np.argsort(clustering, kind="stable")
+    clustering = np.asarray(clustering)
+    own = np.where(clustering[:, None] == clustering, similarity, 0.0).sum(axis=1)
+    order = np.lexsort((-own, clustering))  # the certain rows first, as in `responsibility_figure`
     with style():
         figure = Figure(figsize=(4.6, 4.0), layout="constrained")
         ax = figure.subplots()
         image = ax.imshow(similarity[np.ix_(order, order)], vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
-        for edge in np.flatnonzero(np.diff(np.asarray(clustering)[order])) + 0.5:
+        for edge in np.flatnonzero(np.diff(clustering[order])) + 0.5:
             ax.axhline(edge, color="white", lw=0.6)
             ax.axvline(edge, color="white", lw=0.6)
         ax.set(xticks=[], yticks=[], xlabel="rows, by cluster", ylabel="rows, by cluster")

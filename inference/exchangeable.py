@@ -240,7 +240,8 @@ def _log_density(density: Density, values: Values) -> np.ndarray:
 def _with_others(sites: Sites, found: Components, values: Values) -> Components:
     """Find out which other sites have axes over the components, or labels of components as values."""
     states = tuple(_state_sites(sites, found, values))
-    candidates = {name: list(_actions(sites, site, found)) for name, site in sites.discrete.items()}
+    first = {name: np.asarray(value[0]) for name, value in values.items()}
+    candidates = {name: list(_actions(sites, site, found, first)) for name, site in sites.discrete.items()}
     candidates = {name: actions for name, actions in candidates.items() if len(actions) > 1}
     choices = [{name: actions[0] for name, actions in candidates.items()}]
     if np.prod([len(actions) for actions in candidates.values()]) <= MAX_DISCRETE_PATTERNS:
@@ -279,18 +280,19 @@ def _with_deterministic(sites: Sites, found: Components, values: Values) -> Comp
 _Action = tuple[tuple[int, ...], bool]  # axes over the components, and whether the values are labels
 
 
-def _actions(sites: Sites, site: Site, found: Components) -> Iterator[_Action]:
+def _actions(sites: Sites, site: Site, found: Components, latents: Mapping[str, np.ndarray]) -> Iterator[_Action]:
     """How a discrete site may follow the components, the likeliest first."""
     axes = tuple(axis for axis, dim in enumerate(site.dims) if dim == found.name and dim in site.plates)
-    if _support_size(sites, site.name) == found.size:
+    if _support_size(sites, site.name, latents) == found.size:
         yield axes, True
     if axes:
         yield axes, False
     yield (), False
 
 
-def _support_size(sites: Sites, name: str) -> int:
-    return len(_run(sites, {}).nodes[name]["fn"].enumerate_support(expand=False))
+def _support_size(sites: Sites, name: str, latents: Mapping[str, np.ndarray]) -> int:
+    """Count the values of a discrete site, at a point: a flat prior cannot be drawn from."""
+    return len(_run(sites, latents).nodes[name]["fn"].enumerate_support(expand=False))
 
 
 def _extended(found: Components, choice: Mapping[str, _Action], states: tuple[str, ...]) -> Components:

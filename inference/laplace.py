@@ -1,7 +1,7 @@
 """Point estimates: the highest density, and Laplace's Gaussian around it. Deterministic, from several starts."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Gaussian, gaussian_draws
+from inference.label_copies import nearest_copies
 from inference.nuts import DTYPES, check_choice, check_count
 from inference.progress import bar
 from inference.starts import climb_to_maximum, mode_at
@@ -21,6 +22,8 @@ TYPICAL_GRADIENTS = 1000
 # Maxima that differ by less than this, in nats, are equally high; ends closer than this, on the unconstrained space,
 # are one point.
 AGREEMENT, APART = 1e-3, 1e-2
+# Spread about a maximum at which its labels are learnt; copies are exact, so any that parts components will do.
+NEAR = 0.1
 # Another maximum counts from 1 % of the mass, as for `inference.modes`.
 COUNTS = np.log(0.01)
 
@@ -114,7 +117,7 @@ class Laplace(_Ascent):
             draws={name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()},
             stats={name: value.reshape(shape) for name, value in stats.items()},
             history=maxima.history,
-            status=maxima.status(first, left_out=others),
+            status=_one_labelling(density, maxima, first).status(first, left_out=others),
             seconds=seconds,
             notes=_notes(density, best.laplace),
             state={
@@ -179,7 +182,7 @@ class MAP(_Ascent):
             draws={name: np.broadcast_to(value, (*shape, *value.shape[1:])).copy() for name, value in latents.items()},
             stats={"lp": np.full(shape, maxima.values[best])},
             history=maxima.history,
-            status=maxima.status(best),
+            status=_one_labelling(density, maxima, best).status(best),
             seconds=seconds,
             notes=(density.reason,) if density.reason else (),
             state={
@@ -214,9 +217,9 @@ class _Maxima:
         if (level & apart).any():
             return Status(
                 "budget_spent",
-                f"{(level & apart).sum()} of {num} starts ended in another maximum of the same height: components that "
-                "may be exchanged, or a sign that does not matter. A point, or a single Gaussian, is one of several "
-                "equal answers.",
+                f"{(level & apart).sum()} of {num} starts ended in another maximum of the same height: a sign that "
+                "does not matter, or components that may be exchanged. A point, or a single Gaussian, is one of "
+                "several equal answers.",
             )
         if left_out:
             return Status(
@@ -246,6 +249,14 @@ def _maxima(density: Density, starts: np.ndarray) -> _Maxima:
         points.append(point)
         values.append(density.value_and_grad(point)[0] if settled else np.nan)
     return _Maxima(np.array(points), np.array(values))
+
+
+def _one_labelling(density: Density, maxima: _Maxima, best: int) -> _Maxima:
+    """Give the ends that are copies of the best one under other labels its labels: they are the same maximum."""
+    near, settled = Gaussian(maxima.points[best], np.full(density.dim, NEAR)), np.isfinite(maxima.values)
+    points = maxima.points.copy()
+    points[settled] = nearest_copies(density, near, points[settled])
+    return replace(maxima, points=points)
 
 
 def _notes(density: Density, q: Gaussian) -> tuple[str, ...]:

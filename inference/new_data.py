@@ -67,8 +67,8 @@ def latent_draws(fit: Fit, sites: Sites, num_draws: int | None = None) -> tuple[
 def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
     if not isinstance(new_data, Mapping):
         raise InputError(f"new_data: expected a mapping as the fit was given, got {type(new_data).__name__}.")
-    held = getattr(fit.model, "held", None)
-    learnt = held(old.data) if held is not None else {}
+    read_off = getattr(fit.model, "settings_from", None)
+    learnt = read_off(old.data) if callable(read_off) else {}
     arrays = {name: v for name, v in old.data.items() if isinstance(v, torch.Tensor | list | tuple | np.ndarray)}
     missing = [name for name in arrays if name not in new_data and name not in learnt]
     if missing:

@@ -11,11 +11,11 @@ import pyro.distributions as dist
 import torch
 
 from ppl_models import datasets
+from ppl_models.mixture_data import settings_from
 from ppl_models.mixture_guide import gaussian_mixture_guide
 from ppl_models.mixture_normal import (
     LOC_SD,
     Components,
-    held_moments,
     known_moments,
     maybe_flat,
     observe,
@@ -166,7 +166,7 @@ GAUSSIAN_MIXTURE = Model(
     start=ordered_start,
     table="x",
     gaps=("x",),
-    held=held_moments,
+    settings_from=settings_from,
 )
 GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
     name="gaussian_mixture_exchangeable",
@@ -178,5 +178,5 @@ GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
     start=partial(normal_start, gaussian_mixture_exchangeable),
     table="x",
     gaps=("x",),
-    held=held_moments,
+    settings_from=settings_from,
 )

@@ -222,7 +222,7 @@ POISSON_MIXTURE = Model(
     simulate=partial(_simulate, poisson_mixture, known={"data_mean": torch.tensor(10.0, dtype=torch.float64)}),
     identify=by_total,
     start=partial(_start, poisson_mixture, "rate", _positive),
-    held=lambda data: {"data_mean": data["data_mean"] if "data_mean" in data else _mean_count(data["x"])},
+    settings_from=lambda data: {"data_mean": data["data_mean"] if "data_mean" in data else _mean_count(data["x"])},
     summary="mixture of rows of counts (chin-ups, sit-ups and jumps of 20 men)",
     table="x",
     gaps=("x",),

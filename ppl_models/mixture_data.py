@@ -1,5 +1,6 @@
 """What the mixtures ask of their data, and what their priors learn from it."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -135,6 +136,18 @@ def moments(
             "leave a column out, or use covariance='diagonal'."
         )
     return Moments(mean, sd.reshape(mean.shape), factor * sd[:, None])
+
+
+def settings_from(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the moments of a mixture's data as its settings ``data_mean`` and ``data_cov``, which keep its priors.
+
+    With them the model takes rows of any number: a single new one has no variance of its own.
+    """
+    x = data["x"]
+    correlated = x.dim() == 2 and data.get("covariance", "full") in ("full", "tied")
+    known = moments(x, data.get("data_mean"), data.get("data_cov"), correlated=correlated)
+    covariance = known.factor @ known.factor.mT
+    return {"data_mean": known.mean, "data_cov": covariance if x.dim() == 2 else covariance.reshape(())}
 
 
 def _columns(flags: torch.Tensor) -> str:

@@ -1,7 +1,6 @@
 """Normal components of mixtures: their priors, their covariances, and rows that are assigned to them."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -72,14 +71,6 @@ def known_moments(
     check_covariance(covariance)
     correlated = x.dim() == 2 and covariance in ("full", "tied")
     return moments(x, data_mean, data_cov, correlated=correlated)
-
-
-def held_moments(data: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Give the moments of the data that priors are made of, as `ppl_models.Model.held`."""
-    x, covariance = data["x"], data.get("covariance", "full")
-    correlated = x.dim() == 2 and covariance in ("full", "tied")
-    found = moments(x, data.get("data_mean"), data.get("data_cov"), correlated=correlated)
-    return {"data_mean": found.mean, "data_cov": found.factor @ found.factor.mT}
 
 
 def sample_weights(x: torch.Tensor, K: int, *, flat: bool) -> torch.Tensor:

@@ -104,7 +104,7 @@ def _simulate(
         return draw(regression_mixture, inputs, truth=truth, **known | settings)
 
 
-def _held(data: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _settings_from(data: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     known = moments(data["y"], None, None, correlated=False)
     return {"y_mean": data.get("y_mean", known.mean), "y_sd": data.get("y_sd", known.sd)}
 
@@ -117,5 +117,5 @@ REGRESSION_MIXTURE = Model(
     summary="mixture of linear regressions (sepal width of irises by sepal length, two lines)",
     identify=by_intercept,
     table="x",
-    held=_held,
+    settings_from=_settings_from,
 )

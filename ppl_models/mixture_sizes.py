@@ -9,7 +9,8 @@ import torch
 
 from ppl_models import datasets
 from ppl_models.mixture import simulate_rows
-from ppl_models.mixture_normal import held_moments, known_moments, observe, sample_components
+from ppl_models.mixture_data import settings_from
+from ppl_models.mixture_normal import known_moments, observe, sample_components
 from ppl_models.model import Model
 
 # The priors of scales are those of so many components: how many there are is not known, but not all K.
@@ -95,7 +96,7 @@ SPARSE_MIXTURE = Model(
     summary="more normals than clusters, the superfluous ones emptied by the prior (150 irises)",
     table="x",
     gaps=("x",),
-    held=held_moments,
+    settings_from=settings_from,
 )
 DIRICHLET_PROCESS_MIXTURE = Model(
     name="dirichlet_process_mixture",
@@ -105,5 +106,5 @@ DIRICHLET_PROCESS_MIXTURE = Model(
     summary="normals with weights broken off a stick, a truncated Dirichlet process (150 irises)",
     table="x",
     gaps=("x",),
-    held=held_moments,
+    settings_from=settings_from,
 )

@@ -11,8 +11,8 @@ import torch
 
 from ppl_models import datasets
 from ppl_models.mixture import by_location, simulate_rows
+from ppl_models.mixture_data import settings_from
 from ppl_models.mixture_normal import (
-    held_moments,
     known_moments,
     maybe_flat,
     observe,
@@ -69,5 +69,5 @@ STUDENT_MIXTURE = Model(
     start=_start,
     table="x",
     gaps=("x",),
-    held=held_moments,
+    settings_from=settings_from,
 )

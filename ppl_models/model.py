@@ -74,9 +74,9 @@ class Model:
         Name of the argument that is a table (rows, columns): the numeric columns of a CSV file go there.
     gaps
         Names of the arguments in which NaN marks a missing entry, of which the model takes account.
-    held
-        ``held(data)`` gives arguments that the model otherwise reads off its data, such as the moments that its priors
-        are made of; with them new data are looked at under the priors of the old.
+    settings_from
+        ``settings_from(data)`` gives arguments that the model otherwise reads off its data, such as the moments that
+        its priors are made of; with them new data are looked at under the priors of the old.
     """
 
     name: str
@@ -91,4 +91,4 @@ class Model:
     start: Callable[[Mapping[str, Any], int], dict[str, np.ndarray]] | None = None
     table: str | None = None
     gaps: tuple[str, ...] = ()
-    held: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    settings_from: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None

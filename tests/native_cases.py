@@ -120,6 +120,7 @@ REDUCTIONS |= {
     "spread": (lambda x: (x.var(0), x.std(1, correction=0), *torch.var_mean(x), x.std()), "5x3"),
     "norms": (lambda x: (x.norm(), torch.linalg.vector_norm(x, dim=1), x.norm(1, dim=0)), "5x3"),
     "scans": (lambda x: (x.cumsum(0), x.cumsum(-1), x.cumprod(0), x.cumprod(-1), x.T.cumsum(0)), "4x3x2"[:3]),
+    "scans_of_nothing": (lambda x: (x, x[:0].cumsum(0), x[:, :0].cumsum(0), x[:0].cumprod(-1)), "4x3"),
     "scans_of_views": (lambda x: (x.expand(4, 3).cumsum(0), x[:, None].cumsum(1), x.flip(0).cumsum(0).flip(0)), "3"),
     "softmax": (lambda x: (torch.softmax(x, 0), torch.softmax(x, -1), torch.log_softmax(x, 1)), "4x3x2"),
     "softmax_far": (lambda x: (torch.softmax(300 * x, 1), torch.log_softmax(x + 1e6, 1)), "4x5"),

@@ -8,6 +8,7 @@ from sklearn.metrics import adjusted_rand_score, mutual_info_score
 
 from inference import InputError, clusterings
 from inference.clusterings import expected_losses, similarity_matrix
+from inference.discrete_plots import co_clustering_figure
 from tests.handmade_fits import chain_fit
 
 
@@ -107,3 +108,10 @@ def test_refuses():
     with pytest.raises(InputError, match="site: expected one of assignment, other"):
         clusterings(two)
     assert clusterings(two, site="other").site == "other"
+
+
+def test_the_figure_has_clusters_in_blocks_and_in_each_the_surest_first():
+    similarity = np.array([[1.0, 0.0, 0.6, 0.9], [0.0, 1.0, 0.3, 0.1], [0.6, 0.3, 1.0, 0.7], [0.9, 0.1, 0.7, 1.0]])
+    axes = co_clustering_figure(similarity, np.array([0, 1, 0, 0])).axes[0]
+    order = [3, 0, 2, 1]  # with their own: 2.6, 2.5, 2.3; then the other cluster
+    np.testing.assert_array_equal(axes.images[0].get_array(), similarity[np.ix_(order, order)])

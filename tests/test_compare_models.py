@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 from scipy import stats
 
-from inference import AutoVI, InputError, compare_models, fit, log_evidence
+from inference import NUTS, AutoVI, InputError, compare_models, fit, log_evidence
 from inference.compare_models import waic_terms
 from ppl_models import MODELS
 
@@ -65,6 +65,15 @@ def test_waic_by_hand():
     values, variance = waic_terms(log_likelihood)
     np.testing.assert_allclose(variance, [np.log(2.0) ** 2 / 2, 0.0], atol=1e-12)
     np.testing.assert_allclose(values, [np.log(0.3) - np.log(2.0) ** 2 / 2, np.log(0.5)])
+
+
+def test_chains_that_disagree_are_told_of():
+    y = np.array([0.3, -0.5, 1.2, 0.8, -1.1, 0.1, 2.0, -0.2])
+    healthy = fit(normal, {"y": y}, NUTS(num_samples=500), seed=1)
+    assert not any("chains" in text for text in compare_models({"one": healthy}).warnings)
+    shifted = healthy.draws["mu"] + np.array([0.0, 0.0, 0.0, 2.0])[:, None]
+    (text,) = [t for t in compare_models({"one": replace(healthy, draws={"mu": shifted})}).warnings if "chains" in t]
+    assert "R-hat" in text
 
 
 def test_equal_models_are_not_told_apart():

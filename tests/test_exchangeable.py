@@ -109,6 +109,13 @@ def test_a_mixture():
     assert np.isclose(group.log_copies, np.log(24.0))
 
 
+def test_a_mixture_without_priors():
+    """Flat priors have a density but cannot be drawn from."""
+    (group,) = groups_of(MODELS["gaussian_mixture_exchangeable"], {"x": Y, "K": 3, "flat": True}).values()
+    assert group.axes == {"weights": (0,), "loc": (0,), "scale": (0,)}
+    assert group.labels == ("assignment",)
+
+
 def test_both_axes_of_a_transition_matrix_and_what_follows_from_it():
     (group,) = groups_of(hmm, {"y": Y}).values()
     assert group.axes == {"transition": (0, 1), "loc": (0,), "initial": (0,), "stay": (0,)}

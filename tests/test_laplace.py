@@ -161,6 +161,24 @@ def test_one_of_two_modes_says_so():
     assert verdict.kind not in (VerdictKind.TRUST, VerdictKind.TRUST_REWEIGHTED)
 
 
+@pytest.mark.parametrize("engine", [MAP(num_samples=10), Laplace(num_samples=10)], ids=["map", "laplace"])
+def test_ends_that_differ_in_labels_are_one_maximum(engine):
+    """The control is the test before: two signs are not labels."""
+
+    def two_of_a_kind(y):
+        with pyro.plate("component", 2):
+            loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5])))
+            pyro.sample("y", dist.Normal(loc[z], 1.0), obs=y)
+
+    rng = np.random.default_rng(0)
+    y = np.concatenate([rng.normal(m, 1.0, 30) for m in (-3.0, 3.0)])
+    for seed in range(3):
+        result = fit(two_of_a_kind, {"y": y}, engine, seed=seed)
+        assert result.status.message.startswith("8 of 8 starts reached the maximum"), result.status
+
+
 def test_a_lesser_mode_that_counts_is_named():
     def lopsided(y):
         x = pyro.sample("x", dist.Normal(0.3, 1.0))

@@ -354,6 +354,21 @@ def test_one_component_is_a_mixture_too(rows):
     np.testing.assert_allclose(found, norm.logpdf(y, result.draws["loc"]), rtol=1e-9)
 
 
+@pytest.mark.parametrize(("name", "columns"), [("gaussian_mixture", 1), ("gaussian_mixture", 2), ("sparse_mixture", 2)])
+def test_one_row_is_predicted_as_among_others(name, columns):
+    """Priors whose scale is read off the data keep it: a row by itself, or missing altogether, has none."""
+    x = np.random.default_rng(0).normal(size=(40, columns)) + 4 * (np.arange(40) % 2)[:, None]
+    x = x if columns > 1 else x[:, 0]
+    fitted = fit(MODELS[name], {"x": x, "K": 2}, SVI(guide="normal", num_steps=300, num_samples=50), seed=1)
+    among = predict(fitted)["assignment"].probabilities[3:4]
+    np.testing.assert_allclose(predict(fitted, {"x": x[3:4]})["assignment"].probabilities, among, rtol=1e-6)
+    np.testing.assert_allclose(
+        log_predictive(fitted, {"x": x[3:4]})["x"].pointwise, log_predictive(fitted)["x"].pointwise[3:4], rtol=1e-6
+    )
+    unseen = predict(fitted, {"x": np.full_like(x[:1], np.nan)})["assignment"].probabilities[0]
+    np.testing.assert_allclose(unseen, fitted.draws["weights"].mean((0, 1)), rtol=1e-6)
+
+
 # --- Models that come along -------------------------------------------------------------------------------------------
 
 
