@@ -9,7 +9,7 @@ import torch
 from inference.errors import InputError
 from inference.fit import Fit
 from inference.sites import Sites, read_sites
-from inference.validate import prepare_data
+from inference.validate import missing_argument, prepare_data
 
 
 def sites_at(fit: Fit, sites: Sites, new_data: Mapping[str, Any] | None) -> Sites:
@@ -75,8 +75,7 @@ def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
             "it stays as it was."
         )
     settings = {name: value for name, value in old.data.items() if name not in arrays}
-    table = getattr(fit.model, "table", None)
-    prepared = prepare_data(old.function, {**settings, **new_data}, may_miss=table)
+    prepared = prepare_data(old.function, {**settings, **new_data}, may_miss=missing_argument(fit.model))
     for name, value in prepared.items():
         if isinstance(value, torch.Tensor):
             prepared[name] = _like(f"new_data['{name}']", value, arrays.get(name))

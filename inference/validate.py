@@ -20,6 +20,11 @@ def model_function(model: Any) -> Callable[..., Any]:
     return inner
 
 
+def missing_argument(model: Any) -> str | None:
+    """Name the argument in which NaN stands for a missing value, by the model's ``may_miss`` or ``table``, if any."""
+    return getattr(model, "may_miss", None) or getattr(model, "table", None)
+
+
 def prepare_data(
     function: Callable[..., Any], data: Mapping[str, Any], *, may_miss: str | None = None
 ) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def prepare_data(
         Tensors, arrays, nested lists, pandas columns, numbers, strings, ``None`` or anything else the model takes.
         Floating values are converted to torch's default dtype; integers and booleans keep theirs.
     may_miss
-        The argument in which NaN stands for a missing value, if the model knows any (`ppl_models.Model.table`).
+        The argument in which NaN stands for a missing value, if the model knows any (`missing_argument`).
 
     Raises
     ------

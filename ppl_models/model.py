@@ -73,6 +73,8 @@ class Model:
     table
         Name of the argument that is a table (rows, columns): the numeric columns of a CSV file go there, and NaN marks
         a missing entry, of which the model takes account.
+    may_miss
+        Name of the argument in which NaN marks a missing value, if that is no table.
     """
 
     name: str
@@ -86,3 +88,4 @@ class Model:
     coords: Callable[[Mapping[str, Any]], dict[str, list]] | None = None
     start: Callable[[Mapping[str, Any], int], dict[str, np.ndarray]] | None = None
     table: str | None = None
+    may_miss: str | None = None

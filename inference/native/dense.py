@@ -62,7 +62,7 @@ class Dense(Composed):
 
     def scan(self, op: str, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
         x = self.cast(x, self.dtype(dtype) if dtype is not None else INT if x.dtype == BOOL else x.dtype)
-        if not x.shape or x.shape[dim] == 1:
+        if not x.shape or x.shape[dim] == 1 or 0 in x.shape:
             return x
         dim %= len(x.shape)
         sizes = (math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]))
