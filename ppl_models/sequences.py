@@ -116,7 +116,7 @@ def unemployment() -> torch.Tensor:
 
 
 def sunspots() -> torch.Tensor:
-    """Give the square roots of the yearly numbers of sunspots, 1700-2008 (309 years): their sd varies less with them."""
+    """Give the square roots of the yearly numbers of sunspots, 1700-2008 (309 years): their sd varies less."""
     return _series(_table("sunspots")["SUNACTIVITY"]).sqrt()
 
 
