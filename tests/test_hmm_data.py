@@ -64,7 +64,14 @@ def test_missing_values_in_models_of_the_package(name):
 
 def test_every_model_that_takes_nan_says_so():
     """A model that names an argument has a finite density where some of it is NaN; the others refuse NaN."""
-    for name in ("poisson_hmm", "categorical_hmm", "sticky_hmm", "left_to_right_hmm", "regression_hmm", "factorial_hmm"):
+    for name in (
+        "poisson_hmm",
+        "categorical_hmm",
+        "sticky_hmm",
+        "left_to_right_hmm",
+        "regression_hmm",
+        "factorial_hmm",
+    ):
         model = MODELS[name]
         data = {key: v.clone() if isinstance(v, torch.Tensor) else v for key, v in model.data().items()}
         data["x"][2] = torch.nan
