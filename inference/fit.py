@@ -21,7 +21,7 @@ from inference.errors import InputError
 from inference.isolation import isolated
 from inference.progress import showing
 from inference.sites import Sites, read_sites
-from inference.validate import model_function, prepare_data
+from inference.validate import missing_argument, model_function, prepare_data
 
 if TYPE_CHECKING:
     from inference.prediction import Prediction
@@ -281,7 +281,7 @@ def fit(model: Any, data: Mapping[str, Any], engine: Engine, *, seed: int = 0, p
         isolated(seed, dtype=dtype, own=[function, *vars(own_engine).values()]),
     ):
         begin = time.perf_counter()
-        prepared = prepare_data(function, data, may_miss=getattr(model, "gaps", ()))
+        prepared = prepare_data(function, data, may_miss=missing_argument(model))
         sites = read_sites(function, prepared)
         setup = time.perf_counter() - begin
         run = own_engine.run(Problem(sites, seed, shown, model))

@@ -170,19 +170,21 @@ class MAP(_Ascent):
         if np.isnan(maxima.values).all():
             raise InputError(
                 f"model: no climb from {self.num_starts} starts reached a maximum of the density of the constrained "
-                "values: it grows without bound (a scale that shrinks to zero), or is flat. Give the sites priors that "
-                "keep them off their edges, or use Laplace(), AutoVI() or NUTS()."
+                "values: it grows without bound (a scale that shrinks to zero), is flat, or is highest at an edge (a "
+                "probability of zero). Give the sites priors that keep them off their edges, Dirichlet and Beta "
+                "parameters above 1 say, or use Laplace(), AutoVI() or NUTS()."
             )
         best = int(np.nanargmax(maxima.values))
         point, shape = maxima.points[best], (self.num_chains, self.num_samples)
         seconds["optimisation"] = time.perf_counter() - begin
         seconds["sampling"] = 0.0
         latents = density.constrain(point[None])
+        aligned = _one_labelling(density, maxima, best)
         return Run(
             draws={name: np.broadcast_to(value, (*shape, *value.shape[1:])).copy() for name, value in latents.items()},
             stats={"lp": np.full(shape, maxima.values[best])},
             history=maxima.history,
-            status=_one_labelling(density, maxima, best).status(best),
+            status=aligned.status(best, places=_places(density, aligned.points)),
             seconds=seconds,
             notes=(density.reason,) if density.reason else (),
             state={
@@ -208,12 +210,16 @@ class _Maxima:
         """Minus the best log density, climb after climb."""
         return {"loss": -np.fmax.accumulate(self.values)}
 
-    def status(self, best: int, *, left_out: int = 0) -> Status:
-        """Say how many climbs ended where the best did; ``left_out`` of the others matter to the answer."""
+    def status(self, best: int, *, left_out: int = 0, places: np.ndarray | None = None) -> Status:
+        """Say how many climbs ended where the best did; ``left_out`` of the others matter to the answer.
+
+        Whether two ends are one is seen by ``places`` (num, any), by default the points themselves.
+        """
         num, settled = len(self.values), np.isfinite(self.values)
         level = np.abs(self.values - self.values[best]) < AGREEMENT
-        home = self.points[best]
-        apart = (np.abs(self.points - home) > APART * (1 + np.abs(home))).any(axis=1)
+        places = self.points if places is None else places
+        home = places[best]
+        apart = (np.abs(places - home) > APART * (1 + np.abs(home))).any(axis=1)
         if (level & apart).any():
             return Status(
                 "budget_spent",
@@ -257,6 +263,12 @@ def _one_labelling(density: Density, maxima: _Maxima, best: int) -> _Maxima:
     points = maxima.points.copy()
     points[settled] = nearest_copies(density, near, points[settled])
     return replace(maxima, points=points)
+
+
+def _places(density: Density, points: np.ndarray) -> np.ndarray:
+    """Constrained values at points (num, D), one row each: ends far out on the way to an edge are close there."""
+    values = density.constrain(points)
+    return np.concatenate([value.reshape(len(points), -1) for value in values.values()], axis=1)
 
 
 def _notes(density: Density, q: Gaussian) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 from inference.errors import InputError
 from inference.fit import Fit
 from inference.sites import Sites, read_sites
-from inference.validate import prepare_data
+from inference.validate import missing_argument, prepare_data
 
 
 def sites_at(fit: Fit, sites: Sites, new_data: Mapping[str, Any] | None) -> Sites:
@@ -78,7 +78,7 @@ def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
         )
     settings = {name: value for name, value in old.data.items() if name not in arrays}
     given = {**settings, **learnt, **new_data}
-    prepared = prepare_data(old.function, given, may_miss=getattr(fit.model, "gaps", ()))
+    prepared = prepare_data(old.function, given, may_miss=missing_argument(fit.model))
     for name, value in prepared.items():
         if isinstance(value, torch.Tensor):
             prepared[name] = _like(f"new_data['{name}']", value, arrays.get(name))

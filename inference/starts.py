@@ -40,6 +40,8 @@ NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.sear
 # mode has other scales, so only what is then at most so many nats, and one for each dimension, below the mode belongs
 # to it: from far down the way to any maximum leads up, and a second mode was missed by 31 of 32 climbs.
 ASCENT_STEPS, NEAR = 40, 10.0
+# Entries of a gradient are cut to this size, whose square is a number: at the edge of a support they can be larger.
+STEEPEST = 1e150
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
 # than a nat is a ripple that no sampler or optimiser notices.
 MIN_DIP = 1.0
@@ -233,6 +235,7 @@ def _ascend(density: Density, points: np.ndarray, q: Gaussian) -> np.ndarray:
     values, gradients = density.grad(points)
     for _ in range(ASCENT_STEPS):
         uphill = np.nan_to_num(gradients @ q.scale if q.full_rank else gradients * q.scale)
+        uphill = np.clip(uphill, -STEEPEST, STEEPEST)
         most = np.maximum(1.0, 0.2 * np.linalg.norm(white, axis=1))
         length = np.linalg.norm(uphill, axis=1)
         ahead = white + uphill * np.minimum(1.0, most / np.maximum(length, 1e-300))[:, None]

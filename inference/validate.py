@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Number
 from typing import Any
 
@@ -20,8 +20,13 @@ def model_function(model: Any) -> Callable[..., Any]:
     return inner
 
 
+def missing_argument(model: Any) -> str | None:
+    """Name the argument in which NaN stands for a missing value, by the model's ``may_miss`` or ``table``, if any."""
+    return getattr(model, "may_miss", None) or getattr(model, "table", None)
+
+
 def prepare_data(
-    function: Callable[..., Any], data: Mapping[str, Any], *, may_miss: Collection[str] = ()
+    function: Callable[..., Any], data: Mapping[str, Any], *, may_miss: str | None = None
 ) -> dict[str, Any]:
     """Check ``data`` against the signature of ``function`` and convert arrays to tensors.
 
@@ -33,7 +38,7 @@ def prepare_data(
         Tensors, arrays, nested lists, pandas columns, numbers, strings, ``None`` or anything else the model takes.
         Floating values are converted to torch's default dtype; integers and booleans keep theirs.
     may_miss
-        The arguments in which NaN stands for a missing value, if the model knows any (`ppl_models.Model.gaps`).
+        The argument in which NaN stands for a missing value, if the model knows any (`missing_argument`).
 
     Raises
     ------
@@ -45,7 +50,7 @@ def prepare_data(
     check_names(function, data)
     prepared = {name: _as_tensor(f"data['{name}']", value) for name, value in data.items()}
     for name, value in prepared.items():
-        table = name in may_miss and isinstance(value, torch.Tensor)
+        table = name == may_miss and isinstance(value, torch.Tensor)
         _check_finite(f"data['{name}']", value[~torch.isnan(value)] if table else value)
     return prepared
 

@@ -228,46 +228,46 @@ def _categorical_data() -> dict[str, Any]:
 
 GAUSSIAN_HMM = Model(
     name="gaussian_hmm",
-    gaps=("x",),
     model=gaussian_hmm,
     data=lambda: {"x": sequences.inflation(), "K": 2},
     simulate=partial(simulate, gaussian_hmm, scaled=True),
     summary="regimes with normal values, means in order (inflation in the USA, quarterly 1959-2009)",
+    may_miss="x",
 )
 GAUSSIAN_HMM_DIAGONAL = Model(
     name="gaussian_hmm_diagonal",
-    gaps=("x",),
     model=gaussian_hmm_diagonal,
     data=lambda: {"x": sequences.inflation_and_unemployment(), "K": 2},
     simulate=partial(simulate, gaussian_hmm_diagonal, scaled=True, vectors=True),
     summary="regimes with independent normal features (inflation, unemployment and interest, US 1959-2009)",
     identify=_by_first_feature,
+    may_miss="x",
 )
 GAUSSIAN_HMM_FULL = Model(
     name="gaussian_hmm_full",
-    gaps=("x",),
     model=gaussian_hmm_full,
     data=lambda: {"x": sequences.inflation_and_unemployment(), "K": 2},
     simulate=partial(simulate, gaussian_hmm_full, scaled=True, vectors=True),
     summary="regimes with correlated normal features (inflation, unemployment and interest, US 1959-2009)",
     identify=_by_first_feature,
+    may_miss="x",
 )
 POISSON_HMM = Model(
     name="poisson_hmm",
-    gaps=("x",),
     model=poisson_hmm,
     data=lambda: {"x": sequences.earthquakes(), "K": 2},
     simulate=partial(simulate, poisson_hmm, settings={"centre": 5.0}),
     summary="regimes with Poisson counts, rates in order (major earthquakes per year, 1900-2006)",
+    may_miss="x",
 )
 CATEGORICAL_HMM = Model(
     name="categorical_hmm",
-    gaps=("x",),
     model=categorical_hmm,
     data=_categorical_data,
     simulate=partial(simulate, categorical_hmm, integers={"C": 4}),
     summary="states that emit categories (letters of the Gettysburg Address: vowels and consonants)",
     identify=_by_first_category,
+    may_miss="x",
 )
 BERNOULLI_HMM = Model(
     name="bernoulli_hmm",
@@ -276,6 +276,7 @@ BERNOULLI_HMM = Model(
     simulate=partial(simulate, bernoulli_hmm, vectors=True),
     summary="states that switch features on (months warmer than usual in the eastern Pacific, 1950-2010)",
     identify=_by_number_on,
+    may_miss="x",
 )
 AUTOREGRESSIVE_HMM = Model(
     name="autoregressive_hmm",

@@ -229,42 +229,42 @@ def _unemployment() -> dict[str, Any]:
 
 STICKY_HMM = Model(
     name="sticky_hmm",
-    gaps=("x",),
     model=sticky_hmm,
     data=lambda: {"x": sequences.inflation(), "K": 2},
     simulate=partial(simulate, sticky_hmm, scaled=True),
     summary="regimes that last, means in order (inflation in the USA, quarterly 1959-2009)",
+    may_miss="x",
 )
 LEFT_TO_RIGHT_HMM = Model(
     name="left_to_right_hmm",
-    gaps=("x",),
     model=left_to_right_hmm,
     data=lambda: {"x": sequences.nile(), "K": 2},
     simulate=partial(simulate, left_to_right_hmm, scaled=True),
     summary="regimes passed through in turn: change points (volume of the Nile, 1871-1970)",
+    may_miss="x",
 )
 TRANSITION_COVARIATE_HMM = Model(
     name="transition_covariate_hmm",
-    gaps=("x",),
     model=transition_covariate_hmm,
     data=_inflation_and_interest,
     simulate=partial(simulate, transition_covariate_hmm, scaled=True, covariates=True),
     summary="regimes moved by a covariate (inflation in the USA, by the interest before)",
+    may_miss="x",
 )
 REGRESSION_HMM = Model(
     name="regression_hmm",
-    gaps=("x",),
     model=regression_hmm,
     data=_unemployment,
     simulate=partial(simulate, regression_hmm, scaled=True, covariates=True),
     summary="a regression that switches (unemployment by inflation, the Phillips curve, USA 1959-2009)",
+    may_miss="x",
 )
 FACTORIAL_HMM = Model(
     name="factorial_hmm",
-    gaps=("x",),
     model=factorial_hmm,
     data=lambda: {"x": sequences.unemployment(), "M": 2, "K": 2},
     simulate=partial(simulate, factorial_hmm, scaled=True, integers={"M": 2}),
     summary="a sum of independent chains, by their joint chain (unemployment in the USA, quarterly 1959-2009)",
     identify=by_step,
+    may_miss="x",
 )

@@ -165,7 +165,6 @@ GAUSSIAN_MIXTURE = Model(
     guide=gaussian_mixture_guide,
     start=ordered_start,
     table="x",
-    gaps=("x",),
     settings_from=settings_from,
 )
 GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
@@ -177,6 +176,5 @@ GAUSSIAN_MIXTURE_EXCHANGEABLE = Model(
     identify=by_location,
     start=partial(normal_start, gaussian_mixture_exchangeable),
     table="x",
-    gaps=("x",),
     settings_from=settings_from,
 )

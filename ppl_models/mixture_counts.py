@@ -213,7 +213,6 @@ BERNOULLI_MIXTURE = Model(
     start=partial(_start, bernoulli_mixture, "probability", _off_the_edge),
     summary="mixture of rows of independent binary entries (pixels of 100 handwritten digits 0, 1, 2)",
     table="x",
-    gaps=("x",),
 )
 POISSON_MIXTURE = Model(
     name="poisson_mixture",
@@ -225,7 +224,6 @@ POISSON_MIXTURE = Model(
     settings_from=lambda data: {"data_mean": data["data_mean"] if "data_mean" in data else _mean_count(data["x"])},
     summary="mixture of rows of counts (chin-ups, sit-ups and jumps of 20 men)",
     table="x",
-    gaps=("x",),
 )
 MULTINOMIAL_MIXTURE = Model(
     name="multinomial_mixture",
@@ -235,5 +233,4 @@ MULTINOMIAL_MIXTURE = Model(
     start=partial(_start, multinomial_mixture, "share", _as_shares),
     summary="mixture of rows of counts with known totals (dark pixels by line of 100 handwritten digits 0, 1, 2)",
     table="x",
-    gaps=("x",),
 )

@@ -95,7 +95,6 @@ SPARSE_MIXTURE = Model(
     simulate=partial(simulate_rows, sparse_mixture, num_columns=2),
     summary="more normals than clusters, the superfluous ones emptied by the prior (150 irises)",
     table="x",
-    gaps=("x",),
     settings_from=settings_from,
 )
 DIRICHLET_PROCESS_MIXTURE = Model(
@@ -105,6 +104,5 @@ DIRICHLET_PROCESS_MIXTURE = Model(
     simulate=partial(simulate_rows, dirichlet_process_mixture, num_columns=2),
     summary="normals with weights broken off a stick, a truncated Dirichlet process (150 irises)",
     table="x",
-    gaps=("x",),
     settings_from=settings_from,
 )

@@ -68,6 +68,5 @@ STUDENT_MIXTURE = Model(
     identify=by_location,
     start=_start,
     table="x",
-    gaps=("x",),
     settings_from=settings_from,
 )

@@ -71,9 +71,10 @@ class Model:
         ``start(data, seed)`` gives values of the latent sites near which a climb to a maximum may begin, other ones for
         another seed.
     table
-        Name of the argument that is a table (rows, columns): the numeric columns of a CSV file go there.
-    gaps
-        Names of the arguments in which NaN marks a missing entry, of which the model takes account.
+        Name of the argument that is a table (rows, columns): the numeric columns of a CSV file go there, and NaN marks
+        a missing entry, of which the model takes account.
+    may_miss
+        Name of the argument in which NaN marks a missing value, if that is no table.
     settings_from
         ``settings_from(data)`` gives arguments that the model otherwise reads off its data, such as the moments that
         its priors are made of; with them new data are looked at under the priors of the old.
@@ -90,5 +91,5 @@ class Model:
     coords: Callable[[Mapping[str, Any]], dict[str, list]] | None = None
     start: Callable[[Mapping[str, Any], int], dict[str, np.ndarray]] | None = None
     table: str | None = None
-    gaps: tuple[str, ...] = ()
+    may_miss: str | None = None
     settings_from: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None

@@ -120,19 +120,19 @@ def _inflation_changes() -> dict[str, Any]:
 
 LOCAL_LEVEL = Model(
     name="local_level",
-    gaps=("x",),
     model=local_level,
     data=lambda: {"x": sequences.nile()},
     simulate=partial(simulate, local_level, scaled=True),
     summary="a random walk seen through noise, integrated out by Kalman (volume of the Nile, 1871-1970)",
+    may_miss="x",
 )
 LOCAL_LINEAR_TREND = Model(
     name="local_linear_trend",
-    gaps=("x",),
     model=local_linear_trend,
     data=lambda: {"x": sequences.log_gdp()},
     simulate=partial(simulate, local_linear_trend, scaled=True, settings={"change": 1.0}),
     summary="level and slope that wander, integrated out by Kalman (log GDP of the USA, quarterly 1959-2009)",
+    may_miss="x",
 )
 STOCHASTIC_VOLATILITY = Model(
     name="stochastic_volatility",
