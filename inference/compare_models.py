@@ -82,8 +82,8 @@ def compare_models(fits: Mapping[str, Fit], *, site: str | None = None, evidence
     Raises
     ------
     InputError
-        Fewer than one fit, fits of different observations, several observed sites without ``site``, or a log
-        likelihood that is not finite.
+        Fewer than one fit, fits of different observations or of a single one, several observed sites without ``site``,
+        or a log likelihood that is not finite.
 
     Examples
     --------
@@ -96,8 +96,14 @@ def compare_models(fits: Mapping[str, Fit], *, site: str | None = None, evidence
     trees = {name: fit.to_datatree(log_likelihood=True) for name, fit in fits.items()}
     _require_same_observations(trees)
     sites = {name: _log_likelihood_of(tree, name, site) for name, tree in trees.items()}
-    elpds, columns, remarks = {}, {}, []
+    elpds, columns, remarks, wide = {}, {}, [], []
     for name, tree in trees.items():
+        if tree["log_likelihood"][sites[name]].sizes.keys() <= {"chain", "draw"}:
+            raise InputError(
+                f"fits['{name}']: '{sites[name]}' is one observation (a single sequence, whose steps depend on one "
+                "another), of which nothing can be left out; compare log_evidence(fit), or scores of later steps "
+                "(step_log_densities)."
+            )
         with _quiet():
             elpds[name] = loo(tree, var_name=sites[name], pointwise=True)
         khats = np.asarray(elpds[name].pareto_k, dtype=float).ravel()
@@ -117,12 +123,15 @@ def compare_models(fits: Mapping[str, Fit], *, site: str | None = None, evidence
                 f"{khats.max():.2f}); its elpd may be off, most likely too high."
             )
         if num_wide := int((variance > WAIC_VARIANCE).sum()):
-            remarks.append(f"'{name}': WAIC is unreliable (wide log likelihoods: {num_wide}); go by LOO.")
+            wide.append(f"'{name}' {num_wide}")
         remarks += _mixing(name, fits[name], _by_draw(tree["log_likelihood"][sites[name]]))
         if not fits[name].status.ok:
             remarks.append(f"'{name}': the fit did not end well ({fits[name].status.message})")
         if evidence:
             columns[name] |= _evidence(name, fits[name], remarks)
+    if wide:
+        listed = ", ".join(wide)
+        remarks.append(f"WAIC is unreliable where log likelihoods are wide (observations: {listed}); go by LOO.")
     table = _table(elpds).join(pd.DataFrame.from_dict(columns, orient="index"))
     return ModelComparison(table, str(table.index[0]), tuple(remarks))
 

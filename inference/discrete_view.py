@@ -13,7 +13,7 @@ from inference.errors import InputError
 from inference.fit import Fit
 from inference.predict import predict
 from inference.prediction import Prediction, SitePrediction
-from inference.relabel import exchangeable_of, relabel
+from inference.relabel import with_aligned_labels
 
 # Rows times draws whose probabilities are averaged, about a second; with more rows fewer draws, evenly spread.
 MAX_TERMS, MIN_DRAWS = 2e6, 25
@@ -83,11 +83,8 @@ def discrete_view(fit: Fit) -> DiscreteView | None:
     """
     if fit.model is None:
         return None
-    labels = ""
     try:
-        if exchangeable_of(fit):
-            aligned = relabel(fit)
-            fit, labels = aligned.fit, str(aligned)
+        fit, labels = with_aligned_labels(fit)
         num_rows = max((len(v) for v in fit.data.values() if isinstance(v, torch.Tensor) and v.dim()), default=1)
         num_draws = int(np.clip(MAX_TERMS / (num_rows * fit.num_chains), MIN_DRAWS, fit.num_draws))
         prediction = predict(fit, num_draws=min(num_draws, fit.num_draws))

@@ -78,7 +78,7 @@ def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
         )
     settings = {name: value for name, value in old.data.items() if name not in arrays}
     given = {**settings, **learnt, **new_data}
-    prepared = prepare_data(old.function, given, may_miss=missing_argument(fit.model))
+    prepared = prepare_data(old.function, given, may_miss=missing_argument(fit.model), label="new_data")
     for name, value in prepared.items():
         if isinstance(value, torch.Tensor):
             prepared[name] = _like(f"new_data['{name}']", value, arrays.get(name))

@@ -23,12 +23,15 @@ from inference.mapped import stream_draws
 from inference.new_data import latent_draws, sites_at
 from inference.nuts import check_count
 from inference.prediction import Prediction, SitePrediction
+from inference.relabel import with_aligned_labels
 from inference.sites import Site, Sites
 
 Values = Mapping[str, torch.Tensor]
 
 
-def predict(fit: Fit, new_data: Mapping[str, Any] | None = None, *, num_draws: int | None = None) -> Prediction:
+def predict(
+    fit: Fit, new_data: Mapping[str, Any] | None = None, *, num_draws: int | None = None, align_labels: bool = True
+) -> Prediction:
     """Average the exact probabilities of every discrete site over the draws of a fit.
 
     Discrete sites are those that the density sums out (assignments, changepoints) and the states of hidden Markov
@@ -36,7 +39,8 @@ def predict(fit: Fit, new_data: Mapping[str, Any] | None = None, *, num_draws: i
     probabilities), so that the only error is that of averaging over draws. The draws are taken as they are: new data do
     not change them, and they are not reweighted. Nothing but sums is held, whatever the number of draws.
 
-    Where components are exchangeable, labels may switch between draws; relabel the fit first.
+    Where components are exchangeable, labels may switch between draws, and an average over them would mean nothing: the
+    draws are then relabelled first (`inference.relabel`), and ``labels`` of the result says so.
 
     Parameters
     ----------
@@ -48,6 +52,8 @@ def predict(fit: Fit, new_data: Mapping[str, Any] | None = None, *, num_draws: i
         By default the data of the fit.
     num_draws
         Average so many draws of each chain, evenly spread; by default all of them.
+    align_labels
+        Relabel where components are exchangeable.
 
     Returns
     -------
@@ -72,6 +78,7 @@ def predict(fit: Fit, new_data: Mapping[str, Any] | None = None, *, num_draws: i
     >>> predict(fit).to_dataframe()
     >>> predict(fit, {"x": new_x})["assignment"].probabilities
     """
+    fit, labels = with_aligned_labels(fit) if align_labels else (fit, "")
     with fit.restored() as own:
         sites = sites_at(fit, own, new_data)
         if not sites.discrete and not sites.chains:
@@ -83,7 +90,7 @@ def predict(fit: Fit, new_data: Mapping[str, Any] | None = None, *, num_draws: i
         for observed in sites.chains:
             states = _states(sites, as_tensors(draws), ids, observed, coords)
             found[states.name] = states
-    return Prediction(found, len(ids))
+    return Prediction(found, len(ids), labels)
 
 
 def forecast(fit: Fit, num_steps: int, *, num_draws: int | None = None) -> Prediction:
@@ -108,6 +115,7 @@ def forecast(fit: Fit, num_steps: int, *, num_draws: int | None = None) -> Predi
         No hidden Markov chain, or one whose transitions differ from step to step, so that those to come are unknown.
     """
     check_count("num_steps", num_steps, least=1)
+    fit, said = with_aligned_labels(fit)
     with fit.restored() as own:
         sites = sites_at(fit, own, None)
         if not sites.chains:
@@ -123,7 +131,7 @@ def forecast(fit: Fit, num_steps: int, *, num_draws: int | None = None) -> Predi
             first = path.shape[-1]
             labels = {**coords, "time": list(range(first, first + num_steps))}
             result[path.name] = _site(path, labels, np.arange(mean.mean.shape[-1]), mean)
-    return Prediction(result, len(ids))
+    return Prediction(result, len(ids), said)
 
 
 def _moved_on(chains: Chains, num_steps: int, observed: str) -> np.ndarray:

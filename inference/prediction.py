@@ -97,10 +97,13 @@ class Prediction(Mapping):
         By name.
     num_draws
         How many draws were averaged.
+    labels
+        What was done about labels, a sentence; empty where they mean something by themselves, or had been aligned.
     """
 
     sites: dict[str, SitePrediction]
     num_draws: int
+    labels: str = ""
 
     def __getitem__(self, name: str) -> SitePrediction:
         if name not in self.sites:

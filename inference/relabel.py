@@ -111,6 +111,14 @@ def relabel(fit: Fit, pivot: Mapping[str, Any] | None = None) -> Relabelled:
     return relabel_jointly({"fit": fit}, reference="fit", pivot=pivot)["fit"]
 
 
+def with_aligned_labels(fit: Fit) -> tuple[Fit, str]:
+    """Align a fit's labels where they are exchangeable and not aligned yet; give a sentence on it, empty if not."""
+    if fit.state.get("aligned") or not exchangeable_of(fit):
+        return fit, ""
+    found = relabel(fit)
+    return found.fit, str(found)
+
+
 def relabel_jointly(
     fits: Mapping[str, Fit], *, reference: str | None = None, pivot: Mapping[str, Any] | None = None
 ) -> dict[str, Relabelled]:
@@ -205,6 +213,7 @@ class _Pool:
         left_out = {site for group in self.groups for site in group.left_out}
         draws = {site: value for site, value in self.draws.items() if site not in left_out}
         state = {name: value for name, value in self.fit.state.items() if name not in ("loc", "scale", "warmup")}
+        state["aligned"] = True
         stats = dict(self.fit.stats)
         if "unconstrained" in state:
             state["unconstrained"], shift = self._unconstrained(density, draws, moved)

@@ -26,7 +26,7 @@ def missing_argument(model: Any) -> str | None:
 
 
 def prepare_data(
-    function: Callable[..., Any], data: Mapping[str, Any], *, may_miss: str | None = None
+    function: Callable[..., Any], data: Mapping[str, Any], *, may_miss: str | None = None, label: str = "data"
 ) -> dict[str, Any]:
     """Check ``data`` against the signature of ``function`` and convert arrays to tensors.
 
@@ -39,6 +39,8 @@ def prepare_data(
         Floating values are converted to torch's default dtype; integers and booleans keep theirs.
     may_miss
         The argument in which NaN stands for a missing value, if the model knows any (`missing_argument`).
+    label
+        What messages call the data.
 
     Raises
     ------
@@ -48,10 +50,10 @@ def prepare_data(
     if not isinstance(data, Mapping):
         raise InputError(f"data: expected one mapping from argument names to values, got {type(data).__name__}.")
     check_names(function, data)
-    prepared = {name: _as_tensor(f"data['{name}']", value) for name, value in data.items()}
+    prepared = {name: _as_tensor(f"{label}['{name}']", value) for name, value in data.items()}
     for name, value in prepared.items():
         table = name == may_miss and isinstance(value, torch.Tensor)
-        _check_finite(f"data['{name}']", value[~torch.isnan(value)] if table else value)
+        _check_finite(f"{label}['{name}']", value[~torch.isnan(value)] if table else value)
     return prepared
 
 

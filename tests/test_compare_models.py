@@ -93,6 +93,13 @@ def test_observations_that_a_model_does_not_expect_are_told_of():
     assert any("k-hat is above" in text for text in found.warnings)
 
 
+def test_one_chain_is_one_observation():
+    data = {"x": np.array([3.0, 4.0, 12.0, 11.0, 2.0, 3.0, 14.0, 12.0]), "K": 2}
+    chain = fit(MODELS["poisson_hmm"], data, ENGINE, seed=1)
+    with pytest.raises(InputError, match=r"'x' is one observation .* compare log_evidence"):
+        compare_models({"K=2": chain})
+
+
 def test_refuses_what_cannot_be_compared(fits):
     other = replace(fits["K=2"], data={**fits["K=2"].data, "x": fits["K=2"].data["x"] + 1.0})
     with pytest.raises(InputError, match="observations differ"):

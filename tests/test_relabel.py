@@ -16,6 +16,7 @@ from inference import (
     fit,
     from_draws,
     log_evidence,
+    predict,
     relabel,
     relabel_jointly,
 )
@@ -305,3 +306,14 @@ def test_log_evidence_counts_every_labelling(gap):
         assert abs(log_evidence(auto, method="psis").value - truth) < 4.5 * auto.state["elbo_se"] + 0.01
     else:
         assert abs(log_evidence(auto).value - truth) < 0.15
+
+
+def test_predictions_are_made_with_aligned_labels(nuts):
+    """An average over labellings would leave every row at the share of draws with each."""
+    found = predict(nuts)
+    assert "aligned by responsibilities" in found.labels
+    assert found["assignment"].probability.min() > 0.9
+    assert predict(relabel(nuts).fit).labels == ""
+    raw = predict(nuts, align_labels=False)
+    assert raw["assignment"].probability.max() < 0.9
+    assert raw.labels == ""

@@ -139,8 +139,9 @@ print("probability that the first two eruptions are of one kind:", raw.similarit
 # ## 4. Which row belongs where, and how surely
 #
 # `predict` averages the exact probabilities of the assignments (the *responsibilities*) over the draws, so it needs
-# labels that mean something: give it the relabelled fit. On the raw one it averages over the names, too, and no row can
-# be surer than the share of the chains that agree on a name.
+# labels that mean something: it relabels a fit whose labels are arbitrary. Where that is forbidden
+# (`align_labels=False`) it averages over the names, too, and no row can be surer than the share of the chains that
+# agree on a name.
 
 # %%
 rows = aligned.fit.predict()
@@ -148,7 +149,7 @@ found = rows["assignment"]
 overview = rows.to_dataframe()
 uncertain = overview[overview["probability"] < 0.99].sort_values("probability")
 print(table.join(uncertain, how="right").round(3))
-print("surest row of the raw fit:", nuts.predict()["assignment"].probability.max().round(2))
+print("surest row of the raw fit:", nuts.predict(align_labels=False)["assignment"].probability.max().round(2))
 
 # %% [markdown]
 # Two rows of 272 are less than 99 % sure. `inference.discrete_plots` draws this (the figures here are all from there
@@ -350,10 +351,10 @@ assert np.array_equal(raw.similarity, tidy.similarity)
 assert raw.num_clusters[2] > 0.999
 assert check(nuts).kind == comparison.reference_verdict.kind == comparison.verdicts["auto"].kind == "TRUST"
 
-# Rows: two of them are less than 99 % sure. Without relabelling none is.
+# Rows: two of them are less than 99 % sure. Without relabelling none is surer than 90 %.
 assert len(uncertain) == 2
 assert uncertain["probability"].between(0.9, 0.99).all()
-assert nuts.predict()["assignment"].probability.max() < 0.9
+assert nuts.predict(align_labels=False)["assignment"].probability.max() < 0.9
 
 # EM: the same optimum, no interval, and more clusters always better.
 assert abs(highest[0] - highest[1]) < 1e-3
