@@ -196,9 +196,8 @@ def memory_table(runner: Runner) -> str:
 
 def nuts_tables(runner: Runner, folder: Path) -> str:
     """NUTS on the larger models: as `benchmarks.nuts`, with its definitions."""
-    bench = Bench(
-        folder=folder, pythons={p: runner.pythons[p] for p in NUTS_PEERS if p in runner.pythons}, limit=runner.limit
-    )
+    pythons = {peer: runner.pythons[peer] for peer in NUTS_PEERS if peer in runner.pythons}
+    bench = Bench(folder=folder, pythons=pythons, limit=runner.limit)
     results = nuts.measure(bench, list(LARGE), runner.repeats)
     summary = summarise(compared(results))
     titles = {name: case.title for name, case in LARGE.items()}
