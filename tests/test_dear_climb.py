@@ -96,8 +96,9 @@ def test_regression_and_mixture_end_where_least_squares_and_expectation_maximisa
     expected, _ = least_squares(**data)
     sds = result.draws["sigma"][0, 0] * np.sqrt(np.diag(np.linalg.inv(data["X"].T @ data["X"])))
     assert np.abs((result.draws["beta"][0, 0] - expected) / sds).max() < 2 * SETTLED
-    x = np.random.default_rng(0).normal(size=(2, 3))[np.arange(600) % 2] * 2 + np.random.default_rng(1).normal(
-        size=(600, 3)
+    x = (
+        np.random.default_rng(1).normal(size=(600, 3))
+        + np.array([[-2.0, 0.0, 1.0], [2.0, 1.0, 0.0]])[np.arange(600) % 2]
     )
     em = GaussianMixture(2, tol=1e-10, max_iter=5000, reg_covar=0.0, random_state=0).fit(x)
     data = {"x": torch.from_numpy(x), "K": 2, "flat": True}
