@@ -56,7 +56,7 @@ tutorials: $(READY) ## run every tutorial, make notebooks in out/tutorials
 bench: $(READY) ## install the peers, run every benchmark, write tables to out/benchmarks
 	@$(PIP) install -c constraints.txt -e '.[bench]' || echo "Some peers cannot be installed; the tables leave them out." >&2
 	@mkdir -p out/benchmarks
-	@set -e; for name in check gradient nuts svi verdict_rates verdict_bank; do \
+	@set -e; for name in check gradient nuts svi mixtures_hmm verdict_rates verdict_bank; do \
 	  echo "benchmarks.$$name"; \
 	  $(BIN)/python -m benchmarks.$$name > out/benchmarks/$$name.md; \
 	done

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGES = (
     *("ppl-verdict", "torch", "pyro-ppl", "nutpie", "numpy", "numpyro", "jax", "pymc", "pytensor", "numba"),
-    *("pystan", "httpstan", "arviz-stats"),
+    *("pystan", "httpstan", "arviz-stats", "scikit-learn", "hmmlearn", "dynamax"),
 )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.models import CASES
+from benchmarks.models import CASES, LARGE
 from benchmarks.peers import module
 from benchmarks.peers.run import Settings, Steps
 
@@ -23,7 +23,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     name, _, variant = peer.partition(":")
     prepare, kind = {"nuts": ("prepare", Settings), "svi": ("prepare_svi", Steps)}[task]
-    work = getattr(module(name), prepare)(CASES[model], *([variant] if variant else []))
+    work = getattr(module(name), prepare)((CASES | LARGE)[model], *([variant] if variant else []))
     facts = asdict(work(kind(**json.loads(settings))))
     draws = facts.pop("draws", None)
     # Linux counts in kB, macOS in bytes. Taken here, before anything of ours loads what the peer does not need.

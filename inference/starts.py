@@ -7,9 +7,11 @@ from itertools import count
 import numpy as np
 from scipy.optimize import minimize
 
+from inference.dear_climb import climb_dear, uphill
 from inference.density import Density
 from inference.exchangeable import exchangeable
 from inference.gaussian import MAX_FULL_RANK, Gaussian, curvature, elbo, laplace
+from inference.graph import python_seconds
 from inference.label_copies import nearest_copies
 from inference.progress import bar
 
@@ -18,9 +20,11 @@ MODE_STEPS, MODE_RESTARTS = 100, 4
 LEVEL = 0.1  # a gradient not worth another search: its steps would gain a hundredth of a nat, if scales are near one
 # After the climb, Newton's steps: near the maximum each doubles the digits that are right. Where the climb was cut
 # short (a hundred steps are few when sds differ by thousands) they do most of the work.
-NEWTON_STEPS, HALVINGS = 30, 10
-MORE_CLIMBS = 5
+NEWTON_STEPS = 30
 FEW_STEPS = 3  # where each of the Hessian's gradients is a run of Pyro's
+# A Hessian whose gradients take torch longer (compiled code is some ten times faster) is dear: Newton's steps do
+# without. It is counted, not timed, so that equal seeds take equal ways.
+DEAR_SECONDS = 5.0
 # Curvatures below this share of the largest are rounding.
 FLAT = 1e-14
 # Slope, in nats per local sd, at which the density is within 1e-14 nats of its maximum.
@@ -84,7 +88,7 @@ def climb_to_mode(density: Density, point: np.ndarray) -> np.ndarray:
 
 
 def climb_to_maximum(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Climb from a point (D,) by L-BFGS, then by Newton's method up to `MAX_FULL_RANK` dimensions.
+    """Climb from a point (D,) by L-BFGS, then by Newton's method, without a Hessian where that is too large or dear.
 
     Returns
     -------
@@ -93,8 +97,12 @@ def climb_to_maximum(density: Density, point: np.ndarray) -> tuple[np.ndarray, b
     settled : bool
         Whether it is a maximum.
     """
-    polish = _polished if density.dim <= MAX_FULL_RANK else _climbed_on
-    return polish(density, climb_to_mode(density, point))
+    if density.dim > MAX_FULL_RANK:
+        return climb_dear(density, point, settled=SETTLED_GRADIENT)
+    if density.graph is not None and 2 * density.dim * python_seconds(density.graph) > DEAR_SECONDS:
+        end, settled = climb_dear(density, point, settled=SETTLED_GRADIENT)
+        return (end, True) if settled else _polished(density, end)
+    return _polished(density, climb_to_mode(density, point))
 
 
 def _polished(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -116,30 +124,11 @@ def _polished(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
         slope = np.sqrt((along**2 / sizes).max())
         if slope < EXACT and proper:
             break
-        ahead = _uphill(density, point, axes @ (along / sizes), value)
+        ahead = uphill(density, point, axes @ (along / sizes), value)
         if ahead is None:  # rounding
             break
         point = ahead
     return point, proper and bool(slope < SETTLED)
-
-
-def _climbed_on(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Go on by L-BFGS, where a Hessian would be too large; whether the end is a maximum by its diagonal."""
-    for _ in range(MORE_CLIMBS):
-        if np.abs(density.value_and_grad(point)[1]).max() < LEVEL:
-            break
-        point = climb_to_mode(density, point)
-    return point, mode_at(density, point) is not None
-
-
-def _uphill(density: Density, point: np.ndarray, step: np.ndarray, value: float) -> np.ndarray | None:
-    """Take Newton's step, halved until the density rises: far from the maximum the curvature misleads."""
-    for _ in range(HALVINGS):
-        ahead = density.value_and_grad(point + step)[0]
-        if ahead > value:
-            return point + step
-        step = step / 2
-    return None
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ FLAT_STRENGTH = 0.01
 EXTRA_ROWS = 1.0
 # The same for locations (the shrinkage of Fraley & Raftery 2007).
 LOC_ROWS = 0.01
-# Steps of the EM algorithm, and the gain in mean log likelihood below which they end: a start need not be exact.
-EM_STEPS, EM_GAIN = 50, 1e-4
+# Steps of the EM algorithm, and the gain in log likelihood, in nats, below which they end: a start need not be exact.
+EM_STEPS, EM_GAIN = 50, 1e-2
 
 
 def arguments(model: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,18 +73,19 @@ def normal_start(model: Callable[..., Any], data: Mapping[str, Any], seed: int) 
     labels = cluster(table, K, seed)
     seen = ~np.isnan(table)
     filled = np.where(seen, table, cluster_means(table, labels, K, np.nanmean(table, axis=0))[labels])
-    fitted = _maximised(filled, np.eye(K)[labels], covariance, strength)
+    rows = _Rows(filled, covariance)
+    fitted = rows.maximised(np.eye(K)[labels], strength)
     previous = -np.inf
     for _ in range(EM_STEPS):
-        joint = np.log(fitted.weights) + _log_density(filled, fitted)
+        joint = np.log(fitted.weights) + rows.log_density(fitted)
         top = joint.max(axis=1, keepdims=True)
         share = np.exp(joint - top)
         total = share.sum(axis=1, keepdims=True)
-        level = float((top + np.log(total)).mean())
+        level = float((top + np.log(total)).sum())
         if level < previous + EM_GAIN:
             break
         previous = level
-        fitted = _maximised(filled, share / total, covariance, strength)
+        fitted = rows.maximised(share / total, strength)
     return _as_sites(fitted, covariance, on_line=x.ndim == 1)
 
 
@@ -96,33 +97,56 @@ class _Normals(NamedTuple):
     covariance: np.ndarray
 
 
-def _maximised(x: np.ndarray, share: np.ndarray, covariance: str, strength: float) -> _Normals:
-    """Give the parameters that are best for responsibilities (N, K), with the prior counted ``strength`` times."""
-    (rows, size), K = x.shape, share.shape[1]
-    counts = share.sum(axis=0)
-    mean = x.mean(axis=0)
-    loc = (share.T @ x + LOC_ROWS * mean) / (counts + LOC_ROWS)[:, None]
-    df = strength * (size + EXTRA_DF)
-    prior = df * np.cov(x.T, bias=True).reshape(size, size) * K ** (-2 / size)
-    within = np.stack([(x - m).T @ ((x - m) * w[:, None]) for m, w in zip(loc, share.T, strict=True)])
-    each = (within + prior) / (counts + df)[:, None, None]
-    if covariance == "tied":
-        each[:] = (within.sum(axis=0) + prior) / (rows + df)
-    elif covariance != "full":
-        variances = np.diagonal(each, axis1=1, axis2=2)
-        variances = variances.mean(axis=1, keepdims=True) if covariance == "spherical" else variances
-        each = variances[:, None] * np.eye(size)
-    return _Normals((counts + EXTRA_ROWS) / (counts + EXTRA_ROWS).sum(), loc, each)
+class _Rows:
+    """Rows (N, D) with the products of their entries that a covariance needs: each step is then two matrix products."""
 
+    def __init__(self, x: np.ndarray, covariance: str) -> None:
+        self.covariance, self.center, size = covariance, x.mean(axis=0), x.shape[1]
+        centred = x - self.center
+        self.size = size
+        self.full = covariance in ("full", "tied")
+        self.pairs = np.tril_indices(size) if self.full else (np.arange(size), np.arange(size))
+        self.products = np.concatenate([centred[:, self.pairs[0]] * centred[:, self.pairs[1]], centred], axis=1)
+        self.spread = self._square(self.products[:, : len(self.pairs[0])].mean(axis=0))
 
-def _log_density(x: np.ndarray, normals: _Normals) -> np.ndarray:
-    """Log densities (N, K) of rows under each component, but for a constant."""
-    columns = []
-    for loc, covariance in zip(normals.loc, normals.covariance, strict=True):
-        root = np.linalg.cholesky(covariance)
-        white = (x - loc) @ np.linalg.inv(root).T
-        columns.append(-0.5 * (white**2).sum(axis=1) - np.log(np.diagonal(root)).sum())
-    return np.stack(columns, axis=1)
+    def _square(self, values: np.ndarray) -> np.ndarray:
+        """Matrices (..., D, D) with these entries (..., P) in the places of the products, and their mirrors."""
+        square = np.zeros((*values.shape[:-1], self.size, self.size))
+        square[..., self.pairs[0], self.pairs[1]] = values
+        square[..., self.pairs[1], self.pairs[0]] = values
+        return square
+
+    def maximised(self, share: np.ndarray, strength: float) -> _Normals:
+        """Give the parameters that are best for responsibilities (N, K), the prior counted ``strength`` times."""
+        (rows, K), size = share.shape, self.size
+        counts = share.sum(axis=0)
+        sums = share.T @ self.products
+        total = sums[:, -size:]
+        loc = total / (counts + LOC_ROWS)[:, None]
+        df = strength * (size + EXTRA_DF)
+        prior = df * self.spread * K ** (-2 / size)
+        cross = loc[:, :, None] * total[:, None]
+        square = self._square(sums[:, :-size])
+        within = square - cross - cross.mT + counts[:, None, None] * loc[:, :, None] * loc[:, None]
+        each = (within + prior) / (counts + df)[:, None, None]
+        if self.covariance == "tied":
+            each[:] = (within.sum(axis=0) + prior) / (rows + df)
+        elif not self.full:
+            variances = np.diagonal(each, axis1=1, axis2=2)
+            mean = self.covariance == "spherical"
+            variances = variances.mean(axis=1, keepdims=True) if mean else variances
+            each = variances[:, None] * np.eye(size)
+        return _Normals((counts + EXTRA_ROWS) / (counts + EXTRA_ROWS).sum(), loc + self.center, each)
+
+    def log_density(self, normals: _Normals) -> np.ndarray:
+        """Log densities (N, K) under each component, but for a constant."""
+        precision = np.linalg.inv(normals.covariance)
+        loc = normals.loc - self.center
+        linear = (precision @ loc[..., None])[..., 0]
+        twice = np.where(self.pairs[0] == self.pairs[1], 1.0, 2.0)
+        factors = np.concatenate([-0.5 * twice * precision[:, self.pairs[0], self.pairs[1]], linear], axis=1)
+        constant = -0.5 * ((linear * loc).sum(axis=1) + np.linalg.slogdet(normals.covariance)[1])
+        return self.products @ factors.T + constant
 
 
 def _as_sites(normals: _Normals, covariance: str, *, on_line: bool) -> dict[str, np.ndarray]:

@@ -144,8 +144,10 @@ class NormalRows(dist.TorchDistribution):
 
     def _diagonal(self, value: torch.Tensor, seen: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Squared Mahalanobis distances and log determinants of independent entries."""
-        squares = ((value - self.loc) / self.scale).square()
         logs = 2 * self.scale.log().expand(self.scale.shape[:-1] + self.event_shape)
+        if seen is None and self._one_loc and _one(self.scale) and value.dim() == 2 and value.dtype == torch.float64:
+            return self._by_squares(value), logs.sum(-1)
+        squares = ((value - self.loc) / self.scale).square()
         if seen is not None:
             squares = torch.where(seen, squares, torch.zeros_like(squares))
             logs = torch.where(seen, logs, torch.zeros_like(logs))
@@ -168,7 +170,17 @@ class NormalRows(dist.TorchDistribution):
     @property
     def _one_loc(self) -> bool:
         """Whether all rows of a component share the location: not where assignments are drawn."""
-        return self.loc.dim() == 1 or self.loc.shape[-2] == 1
+        return _one(self.loc)
+
+    def _by_squares(self, value: torch.Tensor) -> torch.Tensor:
+        """Squared distances of independent entries, as `_by_products` has them for others."""
+        center = value.mean(0)
+        x, loc = value - center, (self.loc if self.loc.dim() > 1 else self.loc[None]) - center
+        products = torch.cat([x * x, x, torch.ones_like(x[..., :1])], -1)
+        precision = (self.scale**-2).expand(torch.broadcast_shapes(self.scale.shape, loc.shape))
+        linear = precision * loc
+        constant = (linear * loc).sum(-1, keepdim=True)
+        return torch.cat([precision, -2 * linear, constant], -1).squeeze(-2) @ products.mT
 
     def _by_products(self, value: torch.Tensor, whitener: torch.Tensor) -> torch.Tensor:
         """Squared distances as a matrix product: they are linear in the products of a row's entries.
@@ -215,3 +227,8 @@ def _of_rows(values: torch.Tensor, row: torch.Tensor, event_dim: int) -> torch.T
     """Take rows of parameters (..., rows, *event), or all of those that are the same for every row."""
     place = values.dim() - event_dim - 1
     return values if place < 0 or values.shape[place] == 1 else values.index_select(place, row)
+
+
+def _one(values: torch.Tensor) -> bool:
+    """Whether values (..., rows, D), or (D,), are the same for all rows."""
+    return values.dim() == 1 or values.shape[-2] == 1

@@ -11,11 +11,11 @@ import pytest
 from benchmarks import command, machine, nuts, peers, svi, tables
 from benchmarks.check import TOLERANCE, largest_difference, pyro_density
 from benchmarks.measure import Bench, compared, differences, flat
-from benchmarks.models import CASES, hmm_case, logistic_case
+from benchmarks.models import CASES, hmm_case, logistic_case, mixture_2d_case
 from benchmarks.peers.run import Settings
 from benchmarks.tables import Measured
 
-MODELS = [*CASES.values(), logistic_case(50, 3), hmm_case(4, 20)]
+MODELS = [*CASES.values(), logistic_case(50, 3), hmm_case(4, 20), mixture_2d_case(50)]
 
 
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
