@@ -116,7 +116,7 @@ def _climb(density: Density, point: np.ndarray) -> tuple[np.ndarray, Product]:
         point, gathered = units * found.x, found.hess_inv
         if found.nit < steps:
             break
-    return point, lambda vector: units * gathered.matvec(units * vector)
+    return point, _inverse(units, gathered)
 
 
 def _suggested(units: np.ndarray, gathered: LbfgsInvHessProduct) -> np.ndarray:
@@ -124,6 +124,20 @@ def _suggested(units: np.ndarray, gathered: LbfgsInvHessProduct) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = ((gathered.sk**2).sum(axis=0) / (gathered.yk**2).sum(axis=0)) ** 0.25
     return units * np.where(np.isfinite(ratio) & (ratio > 0), ratio, 1.0)
+
+
+def _inverse(units: np.ndarray, gathered: LbfgsInvHessProduct) -> Product:
+    """Give the inverse Hessian that steps and changes of gradient tell, in the coordinates themselves.
+
+    Where they tell nothing scipy's has the curvature one; this one has that of the last step (Nocedal & Wright 2006,
+    equation 7.20): it takes another unit of length, and back.
+    """
+    if not gathered.n_corrs:
+        return lambda vector: units**2 * vector
+    step, change = gathered.sk[-1], gathered.yk[-1]
+    size = np.sqrt((step @ change) / (change @ change))
+    scaled = LbfgsInvHessProduct(gathered.sk / size, gathered.yk * size)
+    return lambda vector: units * size * scaled.matvec(units * size * vector)
 
 
 def _lbfgs(density: Density, point: np.ndarray, units: np.ndarray, steps: int, tolerance: float) -> Any:
