@@ -221,8 +221,7 @@ class _Maxima:
         num, settled = len(self.values), np.isfinite(self.values)
         level = np.abs(self.values - self.values[best]) < AGREEMENT
         places = self.points if places is None else places
-        home = places[best]
-        apart = (np.abs(places - home) > APART * (1 + np.abs(home))).any(axis=1)
+        apart = _apart(places, best)
         if (level & apart).any():
             return Status(
                 "budget_spent",
@@ -261,11 +260,22 @@ def _maxima(density: Density, starts: np.ndarray) -> _Maxima:
 
 
 def _one_labelling(density: Density, maxima: _Maxima, best: int) -> _Maxima:
-    """Give the ends that are copies of the best one under other labels its labels: they are the same maximum."""
-    near, settled = Gaussian(maxima.points[best], np.full(density.dim, NEAR)), np.isfinite(maxima.values)
-    points = maxima.points.copy()
-    points[settled] = nearest_copies(density, near, points[settled])
+    """Give the ends that are copies of the best one under other labels its labels: they are the same maximum.
+
+    Copies are as high as it: where no other end is, nothing is searched for, which takes seconds with 1e5 data.
+    """
+    others = (np.abs(maxima.values - maxima.values[best]) < AGREEMENT) & _apart(maxima.points, best)
+    if not others.any():
+        return maxima
+    near, points = Gaussian(maxima.points[best], np.full(density.dim, NEAR)), maxima.points.copy()
+    points[others] = nearest_copies(density, near, points[others])
     return replace(maxima, points=points)
+
+
+def _apart(places: np.ndarray, best: int) -> np.ndarray:
+    """Whether places (num, any) are others than the best one."""
+    home = places[best]
+    return (np.abs(places - home) > APART * (1 + np.abs(home))).any(axis=1)
 
 
 def _places(density: Density, points: np.ndarray) -> np.ndarray:
