@@ -11,6 +11,7 @@ from inference import limits
 from inference.density import Density
 from inference.devices import check_device
 from inference.diagnostics import khat_limit
+from inference.exchangeable import exchangeable
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
@@ -147,6 +148,8 @@ class AutoVI:
                 "elbo_se": answer.elbo_se,
                 "starts": {"elbo": ladder.bounds, "agree": ladder.agree},
                 **answer.state,
+                # Looked for in the search for modes; spares `check` a recording of the density.
+                **({"num_exchangeable": len(exchangeable(density))} if ladder.climbed.modes else {}),
                 **({"mode_search": asdict(seen)} if seen else {}),
             },
         )

@@ -162,7 +162,7 @@ def relabel_jointly(
 
 def exchangeable_of(fit: Fit) -> tuple[Components, ...]:
     """Give the components that a fit's model does not tell apart; none where it has no density to find them by."""
-    if fit.model is None or "unconstrained" not in fit.state:
+    if fit.model is None or "unconstrained" not in fit.state or fit.state.get("num_exchangeable") == 0:
         return ()
     with restored_density(fit, num_gradients=0) as (density, _):
         return exchangeable(density)
