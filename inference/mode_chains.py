@@ -22,8 +22,6 @@ from inference.warm_start import gaussian_of, sample_from
 
 # NUTS from a fit, in whitened coordinates, has scales and correlations already, roughly.
 WARMUP = 500
-# In one of several modes, of which each has a whitening of its own.
-MODE_WARMUP = 500
 # A mode's chains are so much longer than its mass by the weights asks for, and no shorter than this part of a run:
 # weights that did not suffice may be wrong about masses.
 SPARE, LEAST = 1.3, 0.2
@@ -88,14 +86,15 @@ def sample_modes(
         inside = np.flatnonzero(alone | (proposals.mode == mode))
         starts = proposals.points[_resampled(inside, proposals.weights, rng) if usable else inside]
         around = gaussian_of(starts)
-        share = 1.0 if alone else np.clip(SPARE * by_weight[mode], LEAST, 1.0)
+        share = np.clip(SPARE * by_weight[mode], LEAST, 1.0)
+        enough = max(int(np.ceil(share * num_samples)), 2 * MIN_DRAWS)  # however few draws are asked for
         run = sample_from(
             density,
             around.loc,
             around.scale,
             starts,
-            num_warmup=WARMUP if alone else MODE_WARMUP,
-            num_samples=int(np.ceil(share * num_samples)),
+            num_warmup=WARMUP,
+            num_samples=num_samples if alone else enough,
             num_chains=num_chains,
             seed=seed + int(mode),
             progress=progress,
@@ -113,7 +112,8 @@ def sample_modes(
     if alone:
         log_evidence, se = _bridged(log_ratio, log_weight)
         return ModeChains(points, stats, np.ones(1), np.zeros(1), log_evidence + log_copies, se)
-    modes = modes[np.bincount(nearest.ravel(), minlength=len(components))[modes] >= MIN_DRAWS]
+    visits = np.bincount(nearest.ravel(), minlength=len(components))[modes]
+    modes = modes[visits >= min(MIN_DRAWS, visits.max())]
     parts = [
         _bridged(log_ratio[nearest == mode][None], np.where(proposals.mode == mode, log_weight, -np.inf))
         for mode in modes

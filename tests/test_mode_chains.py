@@ -89,3 +89,12 @@ def test_auto_hands_over_in_both_modes(tmp_path):
         doubtful = replace(result, state=result.state | {"modes": {"mass": np.full(2, 0.5), "se": np.full(2, se)}})
         assert check(doubtful).kind is VerdictKind.CANNOT_TELL
         assert said in check(doubtful).reason
+
+
+@pytest.mark.parametrize(("num_samples", "num_chains"), [(4, 1), (10, 2)])
+def test_few_draws_can_be_asked_for(num_samples, num_chains):
+    """A mode's part of them is a draw or two, of which no chain can be made."""
+    result = fit(two_rings, {}, AutoVI(num_samples=num_samples, num_chains=num_chains), seed=1)
+    assert len(result.state["modes"]["mass"]) > 1
+    assert result.draws["x"].shape == (num_chains, num_samples, 3)
+    assert check(result).kind is not VerdictKind.TRUST
