@@ -43,21 +43,24 @@ def gaussian_hmm(
     x: torch.Tensor,
     K: int = 2,
     lengths: torch.Tensor | None = None,
+    stickiness: float = 0.0,
     centre: torch.Tensor | None = None,
     spread: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Let each of K regimes emit normal numbers of its own mean and sd, means in increasing order.
 
     The means are order statistics of normals around ``centre`` with sd ``spread``; sds lie around half of ``spread``.
-    These are the mean and sd of ``x`` unless given. ``x`` has shape (steps,), or (sequences, steps) with ``lengths``
-    (sequences,); NaN is missing.
+    These are the mean and sd of ``x`` unless given. So many stays as ``stickiness`` are counted in advance for each
+    state. ``x`` has shape (steps,), or (sequences, steps) with ``lengths`` (sequences,); NaN is missing.
     """
     check_count("K", K)
     check_series("x", x)
+    if not stickiness >= 0:
+        raise ValueError(f"stickiness: expected a number of at least 0, got {stickiness}.")
     seen = steps_with_values(lengths, x)
     centre, spread = centre_and_spread(x, centre, spread, seen)
     states = pyro.plate("state", K)
-    initial, transition = sample_chain(states, x)
+    initial, transition = sample_chain(states, x, stickiness=stickiness)
     loc = pyro.sample("loc", OrderStatistics(dist.Normal(centre, spread), K))
     scale = sample_scale(states, spread)
     return observe(x, initial, transition, dist.Normal(loc.unsqueeze(-2), every_step(scale)), seen)

@@ -12,6 +12,7 @@ import torch
 
 from ppl_models import sequences
 from ppl_models.datasets import standardise
+from ppl_models.hmm import gaussian_hmm
 from ppl_models.hmm_parts import (
     beside,
     by_state,
@@ -55,17 +56,7 @@ def sticky_hmm(
     Fox et al. 2011 (Ann. Appl. Stat. 5) put such a mass on staying. ``x`` has shape (steps,), or (sequences, steps)
     with ``lengths``; NaN is missing.
     """
-    check_count("K", K)
-    check_series("x", x)
-    if not stickiness >= 0:
-        raise ValueError(f"stickiness: expected a number of at least 0, got {stickiness}.")
-    seen = steps_with_values(lengths, x)
-    centre, spread = centre_and_spread(x, centre, spread, seen)
-    states = pyro.plate("state", K)
-    initial, transition = sample_chain(states, x, stickiness=stickiness)
-    loc = pyro.sample("loc", OrderStatistics(dist.Normal(centre, spread), K))
-    scale = sample_scale(states, spread)
-    return observe(x, initial, transition, dist.Normal(loc.unsqueeze(-2), every_step(scale)), seen)
+    return gaussian_hmm(x=x, K=K, lengths=lengths, stickiness=stickiness, centre=centre, spread=spread)
 
 
 def left_to_right_hmm(
