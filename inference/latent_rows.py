@@ -31,6 +31,17 @@ Rows = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """Some rows: their numbers (n,), and the model's arguments at them."""
+
+    index: np.ndarray
+    data: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True, eq=False)
 class RowDraws:
     """Draws of a guide.
 
@@ -94,10 +105,30 @@ class LatentRows:
         """Names of the data that have a row each."""
         return self.model.arguments
 
-    def data_of(self, rows: Rows) -> dict[str, Any]:
-        """Give the model's arguments at some rows."""
-        index = torch.as_tensor(np.asarray(rows))
-        return {name: v[index] if name in self.arguments else v for name, v in self.sites.data.items()}
+    def part(self, index: Rows) -> Part:
+        """Cut the model's arguments to some rows."""
+        index = np.asarray(index)
+        at = torch.as_tensor(index)
+        return Part(index, {name: v[at] if name in self.arguments else v for name, v in self.sites.data.items()})
+
+    def chosen(self, rows: int | Rows) -> np.ndarray:
+        """Give row numbers: those named, or so many spread evenly.
+
+        Raises
+        ------
+        InputError
+            Rows that there are not.
+        """
+        if isinstance(rows, int | np.integer) and not isinstance(rows, bool):
+            if not 1 <= rows <= self.num_rows:
+                raise InputError(f"rows: expected 1 to {self.num_rows} rows, or a sequence of row numbers, got {rows}.")
+            return np.linspace(0, self.num_rows - 1, rows).astype(int)
+        index = np.asarray(rows)
+        if index.ndim != 1 or not index.size or index.dtype.kind not in "iu":
+            raise InputError(f"rows: expected a number of rows or a sequence of row numbers, got {rows!r}.")
+        if index.min() < 0 or index.max() >= self.num_rows or len(set(index.tolist())) < len(index):
+            raise InputError(f"rows: expected different row numbers from 0 to {self.num_rows - 1}, got {rows!r}.")
+        return index
 
     def chunks(self, num_draws: int, num_rows: int) -> list[int]:
         """Split draws of so many rows into parts of bounded size."""
@@ -107,26 +138,23 @@ class LatentRows:
         most = max(1, CHUNK_NUMBERS // (max(widths) * (num_rows if self.amortised else self.num_rows)))
         return [min(most, num_draws - first) for first in range(0, num_draws, most)]
 
-    def blocks(self) -> list[np.ndarray]:
+    def blocks(self) -> Iterator[Part]:
         """Split all rows into parts that are scored together."""
         size = CHUNK_ROWS if self.amortised else self.num_rows
-        return [np.arange(first, min(first + size, self.num_rows)) for first in range(0, self.num_rows, size)]
+        for first in range(0, self.num_rows, size):
+            yield self.part(np.arange(first, min(first + size, self.num_rows)))
 
-    def draw(self, rows: Rows, num: int) -> RowDraws:
-        """Draw from the guide for some rows, and evaluate both densities there."""
-        with torch.no_grad(), pyro.validation_enabled(False):
-            values, log_q = self._guide_draws(rows, num)
-            log_p, points = self._at(values, self.data_of(rows), num)
-        return RowDraws(values, points, log_p, log_q)
+    def draws(self, part: Part, num: int) -> Iterator[RowDraws]:
+        """Draw from the guide ``num`` times, in pieces of bounded size, and evaluate both densities there."""
+        for size in self.chunks(num, len(part)):
+            with torch.no_grad(), pyro.validation_enabled(False):
+                values, log_q = self._guide_draws(part, size)
+                log_p, points = self._at(values, part.data, size)
+            yield RowDraws(values, points, log_p, log_q)
 
-    def draws(self, rows: Rows, num: int) -> Iterator[RowDraws]:
-        """Draw ``num`` times, in parts of bounded size."""
-        for part in self.chunks(num, len(rows)):
-            yield self.draw(rows, part)
-
-    def points(self, rows: Rows, num: int) -> torch.Tensor:
+    def points(self, part: Part, num: int) -> torch.Tensor:
         """Draw unconstrained latents (num, n, d) from the guide."""
-        return torch.cat([part.points for part in self.draws(rows, num)])
+        return torch.cat([piece.points for piece in self.draws(part, num)])
 
     def log_joint(self, points: torch.Tensor, data: Mapping[str, Any]) -> torch.Tensor:
         """Log density of row and latents (S, n) at unconstrained points (S, n, d), with the Jacobian; differentiable."""
@@ -161,14 +189,14 @@ class LatentRows:
 
     # --- Making it --------------------------------------------------------------------------------------------------
 
-    def _guide_draws(self, rows: Rows, num: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        data, n = (self.data_of(rows), len(rows)) if self.amortised else (self.sites.data, self.num_rows)
+    def _guide_draws(self, part: Part, num: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        data, n = (part.data, len(part)) if self.amortised else (self.sites.data, self.num_rows)
         trace = self.guide.trace(data, num)
         log_q = self.guide.log_density(trace, num, n)
         names = [*self.sites.latent, *self.sites.discrete, *self.sites.unenumerable]
         values = {name: self.guide.parted(trace.nodes[name]["value"], num) for name in names if name in trace.nodes}
         if not self.amortised:
-            index = torch.as_tensor(np.asarray(rows))
+            index = torch.as_tensor(part.index)
             values, log_q = {name: value[:, index] for name, value in values.items()}, log_q[:, index]
         return values, log_q
 
@@ -193,20 +221,20 @@ class LatentRows:
 
     def prepare(self) -> None:
         """Find out, at two rows, how the guide and the model can be run."""
-        rows = np.arange(min(2, self.num_rows))
-        self._prepare_guide(rows)
+        few = self.part(np.arange(min(2, self.num_rows)))
+        self._prepare_guide(few)
         with torch.no_grad():
-            values, _ = self._guide_draws(rows, 2)
+            values, _ = self._guide_draws(few, 2)
             for name in self.sites.latent:
                 if name not in values:
                     raise InputError(f"guide: does not sample the latent site '{name}' of the model.")
-            data, plain = self.data_of(rows), self.model
+            plain = self.model
             self.model = replace(plain, tiled=True)
-            expected, points = self._at(values, data, 2)
+            expected, points = self._at(values, few.data, 2)
             self.dim = points.shape[-1]
             try:
                 self.model = plain
-                got, _ = self._at(values, data, 2)
+                got, _ = self._at(values, few.data, 2)
                 tolerance = SAME[torch.get_default_dtype()]
                 if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
                     raise ArithmeticError("another density than with repeated rows")
@@ -214,13 +242,13 @@ class LatentRows:
                 self.model = replace(plain, tiled=True)
                 self.reasons.append(f"model: rows are repeated for every draw ({one_line(error)})")
 
-    def _prepare_guide(self, rows: np.ndarray) -> None:
+    def _prepare_guide(self, few: Part) -> None:
         plain, failures = self.guide, []
         for amortised, tiled in ((True, False), (True, True), (False, False)):
             self.amortised, self.guide = amortised, replace(plain, tiled=tiled)
             try:
                 with torch.no_grad():
-                    self._guide_draws(rows, 2)
+                    self._guide_draws(few, 2)
             except Exception as error:  # guides fail in as many ways as they can be written
                 failures.append(error)
                 continue
@@ -299,7 +327,7 @@ def _check_cutting(rows: LatentRows) -> None:
     """Refuse a model that is not the same model at some of its rows."""
     if rows.num_rows < 2:
         return
-    few = read_sites(rows.sites.function, rows.data_of(np.arange(rows.num_rows - 1)))
+    few = read_sites(rows.sites.function, rows.part(np.arange(rows.num_rows - 1)).data)
     if few.plate_sizes.get(rows.plate) != rows.num_rows - 1:
         raise InputError(
             f"plate '{rows.plate}': has {few.plate_sizes.get(rows.plate)} rows when the arguments with a row each "

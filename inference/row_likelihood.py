@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 
 from inference.diagnostics import LARGEST_LOG_RANGE, khat_limit, smooth_weights
 from inference.fit import Fit
-from inference.latent_rows import LatentRows, latent_rows
+from inference.latent_rows import LatentRows, Part, latent_rows
 from inference.nuts import check_count
 
 MIN_DRAWS = 100  # fewer have no tail to judge: k-hat is read off the largest fifth
@@ -149,8 +149,8 @@ def log_marginal(
     return RowLikelihood(log_p, se, elbo, elbo_se, khat, num_samples, notes)
 
 
-def _block(rows: LatentRows, block: np.ndarray, num: int) -> tuple[np.ndarray, ...]:
-    log_weight = np.concatenate([part.log_weight for part in rows.draws(block, num)])
+def _block(rows: LatentRows, block: Part, num: int) -> tuple[np.ndarray, ...]:
+    log_weight = np.concatenate([piece.log_weight for piece in rows.draws(block, num)])
     log_p, se = log_mean_exp(log_weight)
     elbo_se = log_weight.std(axis=0, ddof=1) / np.sqrt(num)
     return log_p, se, log_weight.mean(axis=0), elbo_se, row_khat(log_weight)

@@ -110,5 +110,5 @@ def trained(
 
     own = started(used_model)
     own.may_miss = "x"
-    engine = SVI(guide=started(used_guide), num_steps=1, lr=1e-12, dtype=dtype, num_samples=10, num_chains=2)
+    engine = SVI(guide=started(used_guide), num_steps=1, lr=1e-12, dtype=dtype, backend="pyro", num_samples=10, num_chains=2)
     return fit(own, {"x": x}, engine, seed=3)
