@@ -18,7 +18,7 @@ from inference.errors import InputError, one_line
 from inference.fit import Fit
 from inference.new_data import read_new
 from inference.row_runs import Held, Runs
-from inference.sites import Sites, read_sites
+from inference.sites import Sites, flat_labels, read_sites
 
 # Numbers in the largest array that one evaluation makes: 16 MB in float32, near enough to the processor.
 CHUNK_NUMBERS = 2**22
@@ -151,6 +151,22 @@ class LatentRows:
                 values, log_q = self._guide_draws(part, size)
                 log_p, points = self._at(values, part.data, size)
             yield RowDraws(values, points, log_p, log_q)
+
+    @property
+    def labels(self) -> list[str]:
+        """One name for each of a row's latents, unconstrained: ``z[3]``."""
+        return [label for name, shape in self._shapes.items() for label in flat_labels(name, tuple(shape))]
+
+    def traces(self, part: Part, num: int) -> tuple[poutine.Trace, poutine.Trace]:
+        """Run the guide and then the model at its draws; sites have batch (S, n), or (S n) where rows are repeated."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            guide = self.guide.trace(part.data if self.amortised else self.sites.data, num)
+            values = {name: self.guide.parted(guide.nodes[name]["value"], num) for name in self.sites.latent}
+            if not self.amortised:
+                values = {name: value[:, torch.as_tensor(part.index)] for name, value in values.items()}
+            held = {name: self.model.joined(value) for name, value in values.items()}
+            with poutine.condition(data=held):
+                return guide, self.model.trace(part.data, num)
 
     def points(self, part: Part, num: int) -> torch.Tensor:
         """Draw unconstrained latents (num, n, d) from the guide."""
