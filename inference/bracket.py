@@ -146,8 +146,8 @@ def _by_chains(found: LatentRows, index: np.ndarray, num: int, seed: int) -> tup
 def _simulated(found: LatentRows, index: np.ndarray) -> tuple[Part, torch.Tensor]:
     """Simulate rows: the rows with other data, and the latents (1, n, d) that they came from."""
     data = dict(found.part(index).data)
-    points = found.prior(data, 1)
-    for name, distribution in found.distributions(points, data).items():
+    points, distributions = found.simulate(data, 1)
+    for name, distribution in distributions.items():
         value = distribution.sample()
         given = data.get(name)
         if not isinstance(given, torch.Tensor) or given.shape != value.shape:

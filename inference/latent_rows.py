@@ -188,20 +188,40 @@ class LatentRows:
         )
         return {n: p.reshape(*p.shape[:2], *s) for (n, s), p in zip(self._shapes.items(), parts, strict=True)}
 
-    def distributions(self, points: torch.Tensor, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Distributions of the observed sites given unconstrained latents (S, n, d); batch (S n), draw 0 first."""
+    def distributions(
+        self, points: torch.Tensor, data: Mapping[str, Any], discrete: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, Any]:
+        """Distributions of the observed sites given unconstrained latents (S, n, d); batch (S n), draw 0 first.
+
+        Raises
+        ------
+        InputError
+            The model has discrete sites whose values (S, n) are not given.
+        """
+        discrete = discrete or {}
+        for name in self.sites.discrete:
+            if name not in discrete:
+                raise InputError(
+                    f"site '{name}': is summed out, so that observations given the other latents have no one "
+                    "distribution; use draws of a guide that samples it."
+                )
         runs = replace(self.model, tiled=True)
-        values = {name: runs.joined(value) for name, value in self.split(points).items()}
-        with torch.no_grad(), pyro.validation_enabled(False), Held(values):
+        held = {name: runs.joined(value) for name, value in self.split(points).items()}
+        fixed = {name: runs.joined(value) for name, value in discrete.items()}
+        with torch.no_grad(), pyro.validation_enabled(False), Held(held), poutine.condition(data=fixed):
             trace = runs.trace(data, len(points))
         return {name: trace.nodes[name]["fn"] for name in self.sites.observed}
 
     def prior(self, data: Mapping[str, Any], num: int) -> torch.Tensor:
         """Draw unconstrained latents (num, n, d) from the prior."""
+        return self.simulate(data, num)[0]
+
+    def simulate(self, data: Mapping[str, Any], num: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Draw latents (num, n, d) from the prior; and the distributions of the observed sites there, batch (num n)."""
+        runs = replace(self.model, tiled=True)
         with torch.no_grad(), pyro.validation_enabled(False):
-            runs = replace(self.model, tiled=True)
             trace = runs.trace(data, num)
-            return self._unconstrained(trace, runs, num)
+            return self._unconstrained(trace, runs, num), {name: trace.nodes[name]["fn"] for name in self.sites.observed}
 
     # --- Making it --------------------------------------------------------------------------------------------------
 
