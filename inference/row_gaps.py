@@ -14,7 +14,7 @@ from inference.row_likelihood import log_mean_exp, row_khat
 # Draws for an ELBO: its error is the sd of log weights, about one nat, over their root.
 ELBO_DRAWS = 4000
 # Fixed draws that a free Gaussian is fitted on: half of its numbers per draw, in nats, is what it over-fits them by.
-LEAST_DRAWS, DRAWS_PER_DIM = 1024, 16
+LEAST_DRAWS, DRAWS_PER_DIM = 512, 16
 
 
 @dataclass(frozen=True, eq=False)
