@@ -138,11 +138,12 @@ class LatentRows:
         most = max(1, CHUNK_NUMBERS // (max(widths) * (num_rows if self.amortised else self.num_rows)))
         return [min(most, num_draws - first) for first in range(0, num_draws, most)]
 
-    def blocks(self) -> Iterator[Part]:
-        """Split all rows into parts that are scored together."""
-        size = CHUNK_ROWS if self.amortised else self.num_rows
-        for first in range(0, self.num_rows, size):
-            yield self.part(np.arange(first, min(first + size, self.num_rows)))
+    def blocks(self, index: np.ndarray | None = None) -> Iterator[Part]:
+        """Split rows, by default all, into parts that are scored together."""
+        index = np.arange(self.num_rows) if index is None else index
+        size = CHUNK_ROWS if self.amortised else len(index)
+        for first in range(0, len(index), size):
+            yield self.part(index[first : first + size])
 
     def draws(self, part: Part, num: int) -> Iterator[RowDraws]:
         """Draw from the guide ``num`` times, in pieces of bounded size, and evaluate both densities there."""

@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 
 from inference.diagnostics import LARGEST_LOG_RANGE, khat_limit, smooth_weights
 from inference.fit import Fit
-from inference.latent_rows import LatentRows, Part, latent_rows
+from inference.latent_rows import LatentRows, Part, Rows, latent_rows
 from inference.nuts import check_count
 
 MIN_DRAWS = 100  # fewer have no tail to judge: k-hat is read off the largest fifth
@@ -22,6 +22,8 @@ class RowLikelihood:
 
     Attributes
     ----------
+    rows
+        Row numbers, (N,).
     log_p, se
         Log mean weight of each row, (N,), and its standard error by the delta method. Its expectation is a lower bound
         of log p(x): it is the importance-weighted bound with ``num_samples`` draws (Burda et al. 2016).
@@ -36,6 +38,7 @@ class RowLikelihood:
         How it was run, where that is not the usual way.
     """
 
+    rows: np.ndarray = field(repr=False)
     log_p: np.ndarray = field(repr=False)
     se: np.ndarray = field(repr=False)
     elbo: np.ndarray = field(repr=False)
@@ -84,7 +87,7 @@ class RowLikelihood:
         """What is wrong with the estimate, in a sentence; empty where nothing is."""
         bad = ~np.isfinite(self.log_p)
         if bad.any():
-            return f"{bad.sum()} rows have no finite log p(x), row {np.flatnonzero(bad)[0]} first."
+            return f"{bad.sum()} rows have no finite log p(x), row {self.rows[bad][0]} first."
         if not self.poor.any():
             return ""
         return (
@@ -105,11 +108,16 @@ class RowLikelihood:
     def to_frame(self) -> pd.DataFrame:
         """Give a row for each row of the data."""
         names = ("log_p", "se", "elbo", "elbo_se", "khat")
-        return pd.DataFrame({name: getattr(self, name) for name in names}).rename_axis("row")
+        return pd.DataFrame({name: getattr(self, name) for name in names}, index=pd.Index(self.rows, name="row"))
 
 
 def log_marginal(
-    fit: Fit, data: Mapping[str, Any] | None = None, *, num_samples: int = 5000, seed: int = 0
+    fit: Fit,
+    data: Mapping[str, Any] | None = None,
+    *,
+    rows: int | Rows | None = None,
+    num_samples: int = 5000,
+    seed: int = 0,
 ) -> RowLikelihood:
     """Estimate log p(x) of every row of a trained latent-variable model by importance sampling from its guide.
 
@@ -122,6 +130,8 @@ def log_marginal(
         By ``SVI(guide=...)``, of a model whose latents and observations lie in one plate.
     data
         Rows to score, every array anew; by default those of the fit. New rows need an amortised guide.
+    rows
+        Row numbers, or how many, evenly spread; by default all.
     num_samples
         Draws for each row. Memory does not grow with rows times draws.
     seed
@@ -142,15 +152,16 @@ def log_marginal(
     >>> print(log_marginal(vae_fit, {"x": test_images}))
     """
     check_count("num_samples", num_samples, least=MIN_DRAWS)
-    with latent_rows(fit, data, seed=seed) as rows:
-        parts = [_block(rows, block, num_samples) for block in rows.blocks()]
-        notes = tuple(rows.reasons)
+    with latent_rows(fit, data, seed=seed) as found:
+        index = found.chosen(found.num_rows if rows is None else rows)
+        parts = [_block(found, block, num_samples) for block in found.blocks(index)]
+        notes = tuple(found.reasons)
     log_p, se, elbo, elbo_se, khat = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return RowLikelihood(log_p, se, elbo, elbo_se, khat, num_samples, notes)
+    return RowLikelihood(index, log_p, se, elbo, elbo_se, khat, num_samples, notes)
 
 
-def _block(rows: LatentRows, block: Part, num: int) -> tuple[np.ndarray, ...]:
-    log_weight = np.concatenate([piece.log_weight for piece in rows.draws(block, num)])
+def _block(found: LatentRows, block: Part, num: int) -> tuple[np.ndarray, ...]:
+    log_weight = np.concatenate([piece.log_weight for piece in found.draws(block, num)])
     log_p, se = log_mean_exp(log_weight)
     elbo_se = log_weight.std(axis=0, ddof=1) / np.sqrt(num)
     return log_p, se, log_weight.mean(axis=0), elbo_se, row_khat(log_weight)
