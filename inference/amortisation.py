@@ -72,7 +72,7 @@ class Amortisation:
 
     @property
     def approximation_gap(self) -> np.ndarray:
-        """log p(x) minus the best ELBO of the family, (n,)."""
+        """Log p(x) minus the best ELBO of the family, (n,)."""
         return self.table["approximation_gap"].to_numpy()
 
     @property
@@ -82,7 +82,9 @@ class Amortisation:
 
     def mean(self, column: str) -> tuple[float, float]:
         """Mean of a column over rows, and its Monte Carlo standard error."""
-        return float(self.table[column].mean()), float(np.sqrt((self.table[f"{column}_se"] ** 2).sum())) / len(self.rows)
+        return float(self.table[column].mean()), float(np.sqrt((self.table[f"{column}_se"] ** 2).sum())) / len(
+            self.rows
+        )
 
     @cached_property
     def comparison(self) -> "Comparison":

@@ -1,13 +1,18 @@
 """Annealed importance sampling between a guide and the posterior, many rows and chains at once (Neal 2001)."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.special import logsumexp
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.errors import InputError
-from inference.latent_rows import LatentRows, Part
+from inference.latent_rows import SAME, LatentRows, Part
+
+logger = logging.getLogger(__name__)
 
 # Draws of the guide that give a row's Gaussian, and what is added to its correlation matrix against rounding.
 MOMENT_DRAWS, JITTER = 1000, 1e-6
@@ -117,6 +122,7 @@ class Annealing:
         self.q = RowGaussians.of(rows.points(part, MOMENT_DRAWS))
         grid = torch.sigmoid(torch.linspace(-STEEPNESS, STEEPNESS, num_temperatures + 1, dtype=torch.float64))
         self.temperatures = ((grid - grid[0]) / (grid[-1] - grid[0])).tolist()
+        self._evaluate = self._recorded()
         self.step = self._steps_by_trial()
 
     @property
@@ -128,12 +134,30 @@ class Annealing:
 
     def _state(self, white: torch.Tensor) -> "_State":
         """Evaluate the log of posterior (not normalised) over q, and its gradient, at points (C, n, d)."""
+        ratio, gradient = self._evaluate(white)
+        return _State(white, torch.nan_to_num(ratio, nan=-torch.inf), torch.nan_to_num(gradient))
+
+    def _eager(self, white: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         leaf = white.detach().requires_grad_()
         with torch.enable_grad():
             log_p = self.rows.log_joint(self.q.points(leaf), self.data) + self.q.log_det
             ratio = log_p + 0.5 * (leaf**2).sum(-1) + 0.5 * leaf.shape[-1] * np.log(2 * np.pi)
             (gradient,) = torch.autograd.grad(ratio.sum(), leaf)
-        return _State(white, torch.nan_to_num(ratio.detach(), nan=-torch.inf), torch.nan_to_num(gradient))
+        return ratio.detach(), gradient
+
+    def _recorded(self) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """Record the operations of an evaluation, verified at another point; Pyro's own work is half of its time."""
+        try:
+            graph = make_fx(self._eager)(self._normal())
+            white = self._normal()
+            tolerance = SAME[torch.get_default_dtype()]
+            for got, expected in zip(graph(white), self._eager(white), strict=True):
+                if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item()):
+                    raise ArithmeticError("the recording differs from the model")
+        except Exception as error:  # models can be written in many ways
+            logger.info("annealing runs the model itself: %s", error)
+            return self._eager
+        return graph
 
     def _transition(self, at: "_State", temperature: float, step: torch.Tensor) -> tuple["_State", torch.Tensor]:
         """Hamiltonian Monte Carlo at one temperature: the next state, and mean acceptance of each row."""

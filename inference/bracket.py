@@ -65,7 +65,7 @@ class Bracket:
         stuck = self.rhat > RHAT
         if stuck.any():
             lines.append(
-                f"R-hat is above {RHAT} in rows {', '.join(map(str, self.rows[stuck]))}: their upper bounds may be none."
+                f"R-hat is above {RHAT} in rows {', '.join(map(str, self.rows[stuck]))}: their upper bounds may fail."
             )
         return "\n".join(lines)
 
@@ -136,7 +136,12 @@ def _by_chains(found: LatentRows, index: np.ndarray, num: int, seed: int) -> tup
     draws, rhats = [], []
     for row in index:
         chains = row_chains(
-            found, found.part([row]), num_chains=CHAINS, num_warmup=NUM_WARMUP, num_samples=max(NUM_DRAWS, num), seed=seed
+            found,
+            found.part([row]),
+            num_chains=CHAINS,
+            num_warmup=NUM_WARMUP,
+            num_samples=max(NUM_DRAWS, num),
+            seed=seed,
         )
         draws.append(chains.pooled[np.linspace(0, len(chains.pooled) - 1, num).astype(int)])
         rhats.append(chains.rhat)

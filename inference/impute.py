@@ -58,14 +58,14 @@ class Imputation:
     num_samples: int
 
     def __str__(self) -> str:
+        num_rows = int(self.missing.reshape(len(self.rows), -1).any(axis=1).sum())
+        if not num_rows:
+            return f"No entry of '{self.site}' is missing in these {len(self.rows)} rows."
         by = {"encoder": "the encoder", "weighted": "the encoder, re-weighted", "nuts": "NUTS"}[self.method]
         sds = self.sd[self.missing]
         return (
-            f"{self.missing.sum()} missing entries of '{self.site}' in {self.missing.reshape(len(self.rows), -1).any(1).sum()} "
-            f"of {len(self.rows)} rows, by {self.num_samples} draws of {by}: posterior sd {np.median(sds):.3g} in the "
-            f"median, {sds.max():.3g} at most."
-            if sds.size
-            else f"No entry of '{self.site}' is missing in these {len(self.rows)} rows."
+            f"{self.missing.sum()} missing entries of '{self.site}' in {num_rows} of {len(self.rows)} rows, by "
+            f"{self.num_samples} draws of {by}: sd {np.median(sds):.3g} in the median, at most {sds.max():.3g}."
         )
 
     def to_frame(self) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 Everything that scores such a model asks this file. Given the parameters its rows are independent.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -174,7 +174,7 @@ class LatentRows:
         return torch.cat([piece.points for piece in self.draws(part, num)])
 
     def log_joint(self, points: torch.Tensor, data: Mapping[str, Any]) -> torch.Tensor:
-        """Log density of row and latents (S, n) at unconstrained points (S, n, d), with the Jacobian; differentiable."""
+        """Log density of row and latents (S, n) at unconstrained points (S, n, d), with the Jacobian; has gradients."""
         num, n = points.shape[:2]
         held = Held({name: self.model.joined(value) for name, value in self.split(points).items()})
         with pyro.validation_enabled(False), held:
@@ -222,7 +222,9 @@ class LatentRows:
         runs = replace(self.model, tiled=True)
         with torch.no_grad(), pyro.validation_enabled(False):
             trace = runs.trace(data, num)
-            return self._unconstrained(trace, runs, num), {name: trace.nodes[name]["fn"] for name in self.sites.observed}
+            return self._unconstrained(trace, runs, num), {
+                name: trace.nodes[name]["fn"] for name in self.sites.observed
+            }
 
     # --- Making it --------------------------------------------------------------------------------------------------
 
@@ -240,7 +242,7 @@ class LatentRows:
     def _at(
         self, values: Mapping[str, torch.Tensor], data: Mapping[str, Any], num: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log densities (S, n) and unconstrained points (S, n, d) at values; discrete sites not given are summed out."""
+        """Log densities (S, n) and unconstrained points (S, n, d) at values; other discrete sites are summed out."""
         n = next(iter(values.values())).shape[1]
         held = {name: self.model.joined(value) for name, value in values.items()}
         with poutine.condition(data=held):
@@ -295,10 +297,7 @@ class LatentRows:
         refusal = next((error for error in failures if isinstance(error, InputError)), None)
         if refusal is not None:
             raise refusal
-        raise InputError(
-            f"guide: fails on these rows ({one_line(failures[-1])}). A guide with values of its own for each row of "
-            "the fit knows no other rows: use one that computes them from the data (an encoder)."
-        ) from failures[-1]
+        raise InputError(f"guide: fails on these rows ({one_line(failures[-1])}).") from failures[-1]
 
 
 @contextmanager
@@ -364,10 +363,14 @@ def _check_cutting(rows: LatentRows) -> None:
     """Refuse a model that is not the same model at some of its rows."""
     if rows.num_rows < 2:
         return
-    few = read_sites(rows.sites.function, rows.part(np.arange(rows.num_rows - 1)).data)
-    if few.plate_sizes.get(rows.plate) != rows.num_rows - 1:
+    named = ", ".join(rows.arguments) or "none"
+    try:
+        few = read_sites(rows.sites.function, rows.part(np.arange(rows.num_rows - 1)).data)
+        said = f"it has {few.plate_sizes.get(rows.plate)} rows then"
+    except InputError as error:
+        few, said = None, str(error)
+    if few is None or few.plate_sizes.get(rows.plate) != rows.num_rows - 1:
         raise InputError(
-            f"plate '{rows.plate}': has {few.plate_sizes.get(rows.plate)} rows when the arguments with a row each "
-            f"({', '.join(rows.arguments) or 'none'}) are cut to {rows.num_rows - 1}; let the model take its number of "
-            "rows from its data, len(x)."
+            f"plate '{rows.plate}': is not {rows.num_rows - 1} rows long when the arguments with a row each ({named}) "
+            f"are cut to that ({said}); let the model take its number of rows from its data, len(x)."
         )

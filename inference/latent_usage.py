@@ -66,7 +66,7 @@ class LatentUsage:
         num = len(self.labels)
         lines = [
             f"{self.num_active} of {num} latents are active (variance of their posterior means over rows above "
-            f"{ACTIVE}). KL {self.kl.sum():.2f} nats per row, {self.kl[self.active].sum():.2f} of it in the active ones."
+            f"{ACTIVE}). KL {self.kl.sum():.2f} nats per row, {self.kl[self.active].sum():.2f} of it in the active."
         ]
         if self.collapsed.all():
             lines.append(
@@ -75,7 +75,7 @@ class LatentUsage:
             )
         elif self.collapsed.any():
             lines.append(
-                f"In {self.collapsed.sum()} of them the posterior has collapsed to the prior: they cost and say nothing, and "
+                f"In {self.collapsed.sum()} of them the posterior has collapsed to the prior: they say nothing; "
                 "fewer latents would do, unless training switched them off early (anneal the KL to see)."
             )
         idle = ~self.active & ~self.collapsed

@@ -48,12 +48,12 @@ CAPTIONS = {
     "co-clustering": "How probably two rows are in one cluster, whatever its label. Lines part the clusters of the "
     "point clustering.",
     "states": "The series over its most probable states, and the probabilities of all states.",
-    "reconstructions": "Rows as they are given (missing entries in blue), and decoded from the means of their encodings.",
+    "reconstructions": "Rows as they are given (missing entries in blue), and decoded from the means of their codes.",
     "prior samples": "Decoded draws of the prior.",
     "traversals": "One latent of a row is moved from -3 to 3 at a time; those with the largest KL.",
     "latents": "Posterior means of the rows in the two latents with the largest KL.",
     "latent usage": "KL from the encoder to the prior by latent. Inactive latents, in grey, are the same for all rows.",
-    "gaps": "What the family of the encoder and what the encoder itself lose against log p(x), with Monte Carlo errors.",
+    "gaps": "What the family of the encoder and the encoder itself lose against log p(x), with Monte Carlo errors.",
     "posteriors": "Draws of NUTS, the encoder, and a Gaussian fitted to the row alone, in the two latents in which the "
     "encoder is the furthest off. Ellipses cover two sds.",
     "learning curve": "The bound per row during training.",

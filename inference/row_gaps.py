@@ -7,7 +7,7 @@ from pyro import distributions as dist
 
 from inference.evidence import two_bridges
 from inference.gaussian import MAX_FULL_RANK, Gaussian, base_draws, elbo, fit_gaussian, mean_and_error
-from inference.latent_rows import LatentRows, Part
+from inference.latent_rows import LatentRows
 from inference.row_chains import RowChains, row_chains
 from inference.row_likelihood import log_mean_exp, row_khat
 
@@ -93,9 +93,7 @@ def _free_gaussian(
     # Of all independent normals the best has the conditional sds, where the posterior is Gaussian.
     scale = sds[:, None] * np.linalg.cholesky(correlation)
     start = scale if full_rank else sds / np.sqrt(np.diag(np.linalg.inv(correlation)))
-    z = base_draws(
-        max(LEAST_DRAWS, DRAWS_PER_DIM * dim), dim, full_rank=full_rank, random_radius=True, rng=rng
-    )
+    z = base_draws(max(LEAST_DRAWS, DRAWS_PER_DIM * dim), dim, full_rank=full_rank, random_radius=True, rng=rng)
     fitted = fit_gaussian(density.grad, Gaussian(loc, start), z)
     bound, se = elbo(density.log_density, fitted.q, rng.standard_normal((ELBO_DRAWS, dim)))
     return fitted.q, bound, se, fitted.settled
@@ -117,6 +115,6 @@ def guide_family(rows: LatentRows) -> tuple[bool, str]:
         return full_rank, ""
     what = "has several sites" if len(bases) > 1 else f"samples a {type(bases[0]).__name__}"
     return full_rank, (
-        f"the guide {what}, which is no single Gaussian: gaps are against the best Gaussian, and the amortisation gap is "
-        "negative where the guide does better than that."
+        f"the guide {what}, which is no single Gaussian: gaps are against the best Gaussian, and the amortisation gap "
+        "is negative where the guide does better than that."
     )

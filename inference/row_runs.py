@@ -112,12 +112,22 @@ class Runs:
             if node["type"] != "sample" or isinstance(node["fn"], _Subsample) or is_deterministic(node):
                 continue
             term = scale_and_mask(node["fn"].log_prob(node["value"]), 1.0, node["mask"])
-            if term.dim() < leading + inner or term.shape[-1 - inner] != (num * n if self.tiled else n):
-                raise InputError(
-                    f"site '{node['name']}': its log density does not split into rows. Put it inside of the plate of "
-                    "the rows; a guide must be amortised (a network of the data), or 'normal'."
-                )
+            found = term.shape[-1 - inner] if term.dim() >= leading + inner else 1
+            if found != (num * n if self.tiled else n):
+                raise InputError(_no_rows(node["name"], found))
             total = total + (term.sum(dim=tuple(range(-inner, 0))) if inner else term).double()
         while total.dim() > leading:
             total = total.logsumexp(0)
         return total.expand(num * n).reshape(num, n) if self.tiled else total.expand(num, n)
+
+
+def _no_rows(site: str, found: int) -> str:
+    if found == 1:
+        return (
+            f"site '{site}': its log density does not split into rows. Put it inside of the plate of the rows; a guide "
+            "must be amortised (a network of the data), or 'normal'."
+        )
+    return (
+        f"site '{site}': has {found} rows of its own. A guide with values for each row of the fit knows no other rows: "
+        "use one that computes them from the data (an encoder)."
+    )

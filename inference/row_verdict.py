@@ -4,8 +4,6 @@ What is judged is the guide's posterior of each row's latents, at the trained pa
 and on many by the importance weights of each.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from inference import limits
@@ -77,7 +75,10 @@ def verdict_by_rows(fit: Fit, likelihood: RowLikelihood, usage: LatentUsage, gap
         reason = f"The chains of {rows} cannot be relied upon; {khats}."
         next_step = "Look at amortisation(fit, num_samples=5000): posteriors of several modes need longer chains."
     elif found.kind is VerdictKind.TRUST and poor <= POOR_SHARE:
-        kind, reason = VerdictKind.TRUST, f"The guide agrees with NUTS in every latent of {len(gaps.rows)} rows; {khats}."
+        kind, reason = (
+            VerdictKind.TRUST,
+            f"The guide agrees with NUTS in every latent of {len(gaps.rows)} rows; {khats}.",
+        )
         next_step = "Use the draws as they are."
     elif found.kind is VerdictKind.TRUST:
         kind, reason = VerdictKind.CANNOT_TELL, f"The guide agrees with NUTS on {len(gaps.rows)} rows, but {khats}."
@@ -89,7 +90,9 @@ def verdict_by_rows(fit: Fit, likelihood: RowLikelihood, usage: LatentUsage, gap
     elif off <= limits.MEANS_ONLY_TOLERANCE:
         kind = VerdictKind.MEANS_ONLY
         low, high = gaps.table["sd_ratio_low"].min(), gaps.table["sd_ratio_high"].max()
-        reason = f"Means are within {off:.2f} sd ({rows}), but sds are {low:.2f} to {high:.2f} times theirs; {khats}. {lost}"
+        reason = (
+            f"Means are within {off:.2f} sd ({rows}), but sds are {low:.2f} to {high:.2f} times theirs; {khats}. {lost}"
+        )
         next_step = _remedy(gaps)
     else:
         kind = VerdictKind.DO_NOT_TRUST

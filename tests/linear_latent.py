@@ -1,4 +1,4 @@
-"""The linear-Gaussian latent-variable model, whose evidence and posterior are known, with a guide that is as wrong as asked."""
+"""The linear-Gaussian latent-variable model: evidence and posterior are known, and the guide is as wrong as asked."""
 
 from dataclasses import dataclass
 
@@ -110,5 +110,19 @@ def trained(
 
     own = started(used_model)
     own.may_miss = "x"
-    engine = SVI(guide=started(used_guide), num_steps=1, lr=1e-12, dtype=dtype, backend="pyro", num_samples=10, num_chains=2)
+    engine = SVI(
+        guide=started(used_guide), num_steps=1, lr=1e-12, dtype=dtype, backend="pyro", num_samples=10, num_chains=2
+    )
     return fit(own, {"x": x}, engine, seed=3)
+
+
+def model_at(truth: Linear):
+    """Give the model with its parameters as constants."""
+    weight, offset = torch.as_tensor(truth.weight), torch.as_tensor(truth.offset)
+
+    def function(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(weight.shape[1]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T + offset, NOISE).to_event(1), obs=x)
+
+    return function
