@@ -1,6 +1,5 @@
 """The conditional variational autoencoder: pictures of a given class."""
 
-from functools import partial
 from typing import Any
 
 import pyro
@@ -13,7 +12,6 @@ from ppl_models.model import Model, Simulation
 from ppl_models.networks import image_decoder, image_encoder
 from ppl_models.picture_simulation import simulate_pictures
 from ppl_models.pixels import binarise, check_images, check_labels, look, observe, sample_dither
-from ppl_models.simulation import own_stream
 from ppl_models.vae import HIDDEN, NUM_LATENTS
 
 
@@ -105,16 +103,10 @@ def beside(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.cat([first.expand(*lead, -1), second.expand(*lead, -1)], -1)
 
 
-def simulate_with_labels(
-    model: Any, seed: int, *, num_rows: int = 100, num_classes: int = 10, **others: Any
-) -> Simulation:
-    """Draw classes with equal probabilities, then as `simulate_pictures`; an argument ``labels`` fixes them."""
-    labels = others.pop("labels", None)
-    if labels is None:
-        with own_stream(seed):
-            labels = torch.randint(num_classes, (num_rows,)).to(torch.float64)
-    inputs = {"labels": torch.as_tensor(labels, dtype=torch.float64), "num_classes": num_classes}
-    return simulate_pictures(model, seed, num_rows=num_rows, inputs=inputs, **others)
+def _simulate(seed: int, *, num_rows: int = 100, num_classes: int = 10, **others: Any) -> Simulation:
+    """Go through the classes in turn, and draw pictures of them as `simulate_pictures`."""
+    inputs = {"labels": torch.arange(num_rows, dtype=torch.float64) % num_classes, "num_classes": num_classes}
+    return simulate_pictures(conditional_vae, seed, num_rows=num_rows, inputs=inputs, **others)
 
 
 def _data() -> dict[str, Any]:
@@ -126,7 +118,7 @@ CONDITIONAL_VAE = Model(
     name="conditional_vae",
     model=conditional_vae,
     data=_data,
-    simulate=partial(simulate_with_labels, conditional_vae),
+    simulate=_simulate,
     summary="variational autoencoder of pictures whose class is given (1500 handwritten digits)",
     guide=conditional_vae_guide,
     may_miss="x",
