@@ -40,14 +40,7 @@ def posterior(output: torch.Tensor, num_latents: int, num_flows: int) -> dist.To
         Of the encoder, (..., `num_encoded`): locations, raw scales and, with flows, as many numbers of context.
     num_latents, num_flows
         Settings of the model.
-
-    Raises
-    ------
-    ValueError
-        A flow over a single number.
     """
-    if num_flows and num_latents < 2:
-        raise ValueError(f"num_flows: a flow needs num_latents of at least 2, got {num_latents}.")
     base = diagonal_normal(output[..., : 2 * num_latents])
     if not num_flows:
         return base
@@ -63,6 +56,21 @@ def posterior(output: torch.Tensor, num_latents: int, num_flows: int) -> dist.To
 def num_encoded(num_latents: int, num_flows: int) -> int:
     """Give the number of outputs that an encoder needs for `posterior`."""
     return (3 if num_flows else 2) * num_latents
+
+
+def check_latents(num_latents: int, num_flows: int = 0, *, name: str = "num_latents") -> None:
+    """Refuse sizes that are no whole numbers, no latents, and flows over a single number.
+
+    Raises
+    ------
+    ValueError
+        Such a setting.
+    """
+    for setting, value, least in ((name, num_latents, 1), ("num_flows", num_flows, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{setting}: expected a whole number from {least}, got {value!r}.")
+    if num_flows and num_latents < 2:
+        raise ValueError(f"num_flows: a flow needs num_latents of at least 2, got {num_latents}.")
 
 
 @cache

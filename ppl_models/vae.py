@@ -7,7 +7,7 @@ import pyro
 import torch
 
 from ppl_models import images
-from ppl_models.encoder import num_encoded, posterior, standard_normal
+from ppl_models.encoder import check_latents, num_encoded, posterior, standard_normal
 from ppl_models.model import Model
 from ppl_models.networks import image_decoder, image_encoder
 from ppl_models.picture_simulation import simulate_pictures
@@ -65,6 +65,7 @@ def vae(
     ValueError
         Pictures or settings out of range.
     """
+    check_latents(num_latents, num_flows)
     shape = check_images(x, decoder=decoder, levels=levels, missing=missing, dynamic=dynamic)
     decode = image_decoder(num_latents, shape, hidden=hidden[::-1], kind=network, activation=activation)
     with pyro.plate("data", len(x)):
@@ -90,6 +91,7 @@ def vae_guide(
 
     Parameters and errors are those of `vae`.
     """
+    check_latents(num_latents, num_flows)
     shape = check_images(x, decoder=decoder, levels=levels, missing=missing, dynamic=dynamic)
     encode = image_encoder(
         shape,

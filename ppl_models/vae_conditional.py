@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ppl_models import images
-from ppl_models.encoder import num_encoded, posterior, standard_normal
+from ppl_models.encoder import check_latents, num_encoded, posterior, standard_normal
 from ppl_models.model import Model, Simulation
 from ppl_models.networks import image_decoder, image_encoder
 from ppl_models.picture_simulation import simulate_pictures
@@ -46,6 +46,7 @@ def conditional_vae(
     ValueError
         Pictures, labels or settings out of range.
     """
+    check_latents(num_latents, num_flows)
     shape = check_images(x, decoder=decoder, levels=levels, missing=missing, dynamic=dynamic)
     check_labels(labels, len(x), num_classes)
     decode = image_decoder(num_latents + num_classes, shape, hidden=hidden[::-1], kind=network, activation=activation)
@@ -75,6 +76,7 @@ def conditional_vae_guide(
 
     Parameters and errors are those of `conditional_vae`.
     """
+    check_latents(num_latents, num_flows)
     shape = check_images(x, decoder=decoder, levels=levels, missing=missing, dynamic=dynamic)
     check_labels(labels, len(x), num_classes)
     encode = image_encoder(

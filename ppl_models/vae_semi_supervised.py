@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 
 from ppl_models import images
-from ppl_models.encoder import num_encoded, posterior, standard_normal
+from ppl_models.encoder import check_latents, num_encoded, posterior, standard_normal
 from ppl_models.model import Model, Simulation
 from ppl_models.networks import image_decoder, image_encoder
 from ppl_models.picture_simulation import simulate_pictures
@@ -64,6 +64,7 @@ def semi_supervised_vae(
     ValueError
         Pictures, labels or settings out of range.
     """
+    check_latents(num_latents, num_flows)
     shape = check_images(x, decoder=decoder, levels=levels, missing=missing, dynamic=dynamic)
     check_labels(labels, len(x), num_classes, unknown=True)
     _check_weight(label_weight)
@@ -98,6 +99,7 @@ def semi_supervised_vae_guide(
 
     Parameters and errors are those of `semi_supervised_vae`.
     """
+    check_latents(num_latents, num_flows)
     shape = check_images(x, decoder=decoder, levels=levels, missing=missing, dynamic=dynamic)
     check_labels(labels, len(x), num_classes, unknown=True)
     _check_weight(label_weight)

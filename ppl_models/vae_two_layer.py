@@ -5,7 +5,7 @@ from functools import partial
 import pyro
 import torch
 
-from ppl_models.encoder import diagonal_normal, num_encoded, posterior, standard_normal
+from ppl_models.encoder import check_latents, diagonal_normal, num_encoded, posterior, standard_normal
 from ppl_models.model import Model
 from ppl_models.networks import image_decoder, image_encoder, mlp
 from ppl_models.picture_simulation import simulate_pictures
@@ -54,6 +54,8 @@ def two_layer_vae(
     ValueError
         Pictures or settings out of range.
     """
+    check_latents(num_latents, num_flows)
+    check_latents(num_top, name="num_top")
     shape = check_images(x, decoder=decoder, levels=levels, missing=missing, dynamic=dynamic)
     decode_top = mlp(num_top, hidden_top[::-1], 2 * num_latents, activation)
     decode = image_decoder(num_latents, shape, hidden=hidden[::-1], kind=network, activation=activation)
@@ -83,6 +85,8 @@ def two_layer_vae_guide(
 
     Parameters and errors are those of `two_layer_vae`.
     """
+    check_latents(num_latents, num_flows)
+    check_latents(num_top, name="num_top")
     shape = check_images(x, decoder=decoder, levels=levels, missing=missing, dynamic=dynamic)
     encode = image_encoder(
         shape,

@@ -275,7 +275,7 @@ def test_a_guide_covers_the_continuous_latents_and_all_its_parameters_learn(mode
     loss, gradients = elbo_gradients(model, model.guide, data)
     assert torch.isfinite(loss)
     for name, gradient in gradients.items():
-        if name == "encoder.head.0.weight" and "labels" in data:
+        if name in ("encoder.head.0.weight", "decoder.head.0.weight") and "labels" in data:
             assert (gradient != 0).any(), name  # weights of a class that no picture can have do not learn
         elif not (name == "weights_concentration" and data["K"] == 1):  # a Dirichlet over one component is a point
             assert (gradient != 0).all(), name
