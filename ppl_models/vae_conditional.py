@@ -4,7 +4,6 @@ from typing import Any
 
 import pyro
 import torch
-import torch.nn.functional as F
 
 from ppl_models import images
 from ppl_models.encoder import check_latents, num_encoded, posterior, standard_normal
@@ -96,7 +95,8 @@ def conditional_vae_guide(
 
 def one_hot(labels: torch.Tensor, num_classes: int, like: torch.Tensor) -> torch.Tensor:
     """Give labels (...) as vectors (..., num_classes) with a one at the class, in the dtype of the pictures."""
-    return F.one_hot(labels.long(), num_classes).to(like)
+    # torch's one_hot looks at the values, which a recording does not allow
+    return (labels.unsqueeze(-1) == torch.arange(num_classes, device=like.device)).to(like)
 
 
 def beside(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
