@@ -54,7 +54,7 @@ def generative(digits: images.Images, labels: torch.Tensor, epochs: int, seed: i
 def supervised(digits: images.Images, labels: torch.Tensor, decay: float, seed: int, steps: int = 500) -> float:
     """Train the classifier's network on the labelled pictures alone."""
     torch.manual_seed(seed)
-    network = image_encoder((8, 8), 10, hidden=HIDDEN, activation="tanh").build()
+    network = image_encoder((8, 8), 10, hidden=HIDDEN, activation="elu").build()
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=decay)
     known = labels >= 0
     x, y = look(digits.train[known], missing=False), labels[known].long()

@@ -55,6 +55,21 @@ class DiscretisedLogistic(dist.TorchDistribution):
             steps = self.levels - 1
             return (steps * (self.loc + self.scale * uniform.logit())).round().clamp(0, steps) / steps
 
+    @property
+    def mean(self) -> torch.Tensor:
+        """Expected grey level: levels are counted by how probable each is to be reached."""
+        return sum(self._reached(k) for k in range(1, self.levels)) / (self.levels - 1)
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Variance of the grey level; k^2 = 1 + 3 + ... + (2 k - 1)."""
+        squares = sum((2 * k - 1) * self._reached(k) for k in range(1, self.levels))
+        return squares / (self.levels - 1) ** 2 - self.mean**2
+
+    def _reached(self, k: int) -> torch.Tensor:
+        """Probability of level k or above."""
+        return ((self.loc - (k - 0.5) / (self.levels - 1)) / self.scale).sigmoid()
+
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Log probability of a grey level.
 

@@ -33,7 +33,7 @@ def semi_supervised_vae(
     num_latents: int = NUM_LATENTS,
     hidden: tuple[int, ...] = HIDDEN,
     network: str = "dense",
-    activation: str = "tanh",
+    activation: str = "elu",
     decoder: str = "bernoulli",
     levels: int = 17,
     missing: bool = False,
@@ -87,7 +87,7 @@ def semi_supervised_vae_guide(
     num_latents: int = NUM_LATENTS,
     hidden: tuple[int, ...] = HIDDEN,
     network: str = "dense",
-    activation: str = "tanh",
+    activation: str = "elu",
     decoder: str = "bernoulli",
     levels: int = 17,
     missing: bool = False,
@@ -125,7 +125,7 @@ def classify(
     num_classes: int = 10,
     hidden: tuple[int, ...] = HIDDEN,
     network: str = "dense",
-    activation: str = "tanh",
+    activation: str = "elu",
     missing: bool = False,
 ) -> torch.Tensor:
     """Give the probabilities q(label | x) of the classes by the guide's classifier, shape (N, num_classes).

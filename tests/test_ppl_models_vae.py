@@ -19,7 +19,7 @@ from ppl_models.vae_conditional import conditional_vae
 from ppl_models.vae_semi_supervised import classify, semi_supervised_vae, semi_supervised_vae_guide
 from ppl_models.vae_two_layer import two_layer_vae, two_layer_vae_guide
 
-SMALL = {"num_latents": 2, "hidden": (5,)}
+SMALL = {"num_latents": 2, "hidden": (5,), "activation": "tanh"}
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,12 @@ def test_discretised_logistic_sums_to_one(levels, loc, scale):
     grid = torch.arange(levels, dtype=torch.float64) / (levels - 1)
     log_probs = DiscretisedLogistic(loc, scale, levels).log_prob(grid)
     assert torch.isfinite(log_probs).all()
-    assert math.isclose(log_probs.exp().sum(), 1, rel_tol=1e-9)
+    probs = log_probs.exp()
+    assert math.isclose(probs.sum(), 1, rel_tol=1e-9)
+    pixel = DiscretisedLogistic(loc, scale, levels)
+    mean = (probs * grid).sum()
+    assert math.isclose(pixel.mean, mean, rel_tol=1e-9, abs_tol=1e-12)
+    assert math.isclose(pixel.variance, (probs * (grid - mean) ** 2).sum(), rel_tol=1e-6, abs_tol=1e-12)
 
 
 def test_draws_of_the_discretised_logistic_have_its_probabilities():
