@@ -36,7 +36,8 @@ def prepare_data(
         The Pyro model; its arguments are named by the keys of ``data``.
     data
         Tensors, arrays, nested lists, pandas columns, numbers, strings, ``None`` or anything else the model takes.
-        Floating values are converted to torch's default dtype; integers and booleans keep theirs.
+        Floating values are converted to torch's default dtype; integers and booleans keep theirs. A list or tuple for
+        an argument whose default is a tuple is a setting, such as the widths of layers, and becomes a tuple.
     may_miss
         The argument in which NaN stands for a missing value, if the model knows any (`missing_argument`).
     label
@@ -50,7 +51,13 @@ def prepare_data(
     if not isinstance(data, Mapping):
         raise InputError(f"data: expected one mapping from argument names to values, got {type(data).__name__}.")
     check_names(function, data)
-    prepared = {name: _as_tensor(f"{label}['{name}']", value) for name, value in data.items()}
+    settings = _tuple_settings(function)
+    prepared = {
+        name: tuple(value)
+        if name in settings and isinstance(value, list | tuple)
+        else _as_tensor(f"{label}['{name}']", value)
+        for name, value in data.items()
+    }
     for name, value in prepared.items():
         table = name == may_miss and isinstance(value, torch.Tensor)
         _check_finite(f"{label}['{name}']", value[~torch.isnan(value)] if table else value)
@@ -80,6 +87,12 @@ def check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
     if missing:
         given = ", ".join(map(str, data)) or "nothing"
         raise InputError(f"data: the model needs {', '.join(missing)}; it takes {listing}, and was given {given}.")
+
+
+def _tuple_settings(function: Callable[..., Any]) -> set[str]:
+    """Name the arguments whose default is a tuple."""
+    target = function.forward if isinstance(function, torch.nn.Module) else function
+    return {p.name for p in inspect.signature(target).parameters.values() if isinstance(p.default, tuple)}
 
 
 # A list with one of these in it is meant as an array; one of text or other objects is the model's own business.
