@@ -108,6 +108,11 @@ class Batches:
         """Give the arguments with the rows of these indices."""
         return {**self.data, **{name: _rows(self.data[name], index) for name in self.names}}
 
+    def to(self, device: torch.device) -> "Batches":
+        """Give the same with its tensors on a device."""
+        moved = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in self.data.items()}
+        return replace(self, data=moved)
+
     def epoch(self, number: int) -> Iterator[np.ndarray]:
         """Give the indices of each batch of an epoch, whose order depends on the seed and its number alone."""
         order = np.random.default_rng((self.seed, _ORDER, number)).permutation(self.rows)
