@@ -49,7 +49,7 @@ class MiniBatch(Messenger):
         for frame in msg["cond_indep_stack"]:
             if frame.name in self.plates:
                 msg["scale"] = msg["scale"] * (self.total / frame.size)
-                frame = frame._replace(full_size=self.total)  # noqa: PLW2901
+                frame = frame._replace(full_size=self.total)
             frames.append(frame)
         msg["cond_indep_stack"] = tuple(frames)
         if self.kl_weight is not None and not msg["is_observed"]:

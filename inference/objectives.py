@@ -242,7 +242,7 @@ def vectorized(
                 one = objective._particle(model, poutine.replay(guide, trace=fixed), (), data).log_weight
                 if found.shape != (num, *one.shape) or not torch.allclose(found[i], one, rtol=1e-4, atol=1e-3):
                     return None
-    except Exception:  # noqa: BLE001 - a model that does not broadcast can fail in any way
+    except Exception:  # a model that does not broadcast can fail in any way
         return None
     return once
 
@@ -250,8 +250,10 @@ def vectorized(
 def _one_of(trace: poutine.Trace, i: int, dim: int) -> poutine.Trace:
     """Take one draw of each site whose value has the plate of draws at the batch dim ``dim``."""
     for name, node in trace.nodes.items():
+        if isinstance(node["fn"], _Subsample):
+            continue
         axis = node["value"].dim() - node["fn"].event_dim + dim
-        if axis >= 0 and not isinstance(node["fn"], _Subsample):
+        if axis >= 0:
             trace.nodes[name]["value"] = node["value"].select(axis, i)
     return trace
 

@@ -29,7 +29,8 @@ from inference.svi_backends import BACKENDS, choose_steps
 from inference.svi_draws import confirmed, draw
 from inference.svi_loop import Loop, Steps, first_nonfinite
 from inference.svi_restarts import best_of
-from inference.training import check_options, train
+from inference.training import train
+from inference.training_options import check_options
 
 _COUNTS = ("num_steps", "num_particles", "batch_size", "num_epochs", "validate_every", "patience", "checkpoint_every")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -87,8 +88,8 @@ class SVI:
         on fixed draws that double until they are not over-fitted); a torch optimiser class, ``functools.partial`` of
         one, or a ``pyro.optim`` object (whose own learning rate then wins over ``lr``).
     lr
-        Learning rate; by default 0.02, 0.001 for a guide of one's own trained by mini-batches, 0.1 with ``stopping="rabvi"``, which lowers it, 0.002 for flows, and 1 for
-        ``dowg``, where it multiplies the step.
+        Learning rate; by default 0.02, 0.001 for a guide of one's own trained by mini-batches, 0.1 with
+        ``stopping="rabvi"``, which lowers it, 0.002 for flows, and 1 for ``dowg``, where it multiplies the step.
     lr_schedule
         Takes the torch optimiser and returns a ``torch.optim.lr_scheduler``, stepped after every step; needs
         ``num_steps`` or ``num_epochs``.

@@ -45,8 +45,8 @@ def affordable(sites: Sites, shape: tuple[int, int]) -> tuple[tuple[int, int], s
     chains = max(1, min(chains, num // _FEWEST))
     draws = max(1, min(draws, num // chains))
     return (chains, draws), (
-        f"{chains} x {draws} draws were kept in place of {shape[0]} x {shape[1]}: each has {each} numbers, and more than "
-        f"{MAX_DRAWN} are not held"
+        f"{chains} x {draws} draws were kept in place of {shape[0]} x {shape[1]}: each has {each} numbers, and more "
+        f"than {MAX_DRAWN} are not held"
     )
 
 

@@ -68,6 +68,14 @@ class Record:
         """Steps taken."""
         return len(self.losses)
 
+    def history(self) -> dict[str, np.ndarray]:
+        """Give what `inference.fit.Fit.history` keeps."""
+        kept = {"loss": np.array(self.losses), "gradient_norm": np.array(self.norms)}
+        if self.evaluations:
+            places, bounds = zip(*self.evaluations, strict=True)
+            kept |= {"validation_step": np.array(places), "validation_elbo": np.array(bounds)}
+        return kept
+
 
 class Trainer:
     """Trains the parameters in the store.
@@ -103,6 +111,7 @@ class Trainer:
         self.steps, self.stepper, self.batches, self.validation = steps, stepper, batches, validation
         self.schedule, self.checkpoints, self.seed, self.buffers = schedule, checkpoints, seed, buffers
         self.record = Record()
+        self.where = f"{steps.name} on {steps.params[0].device}"
         self._order: list[np.ndarray] = []
 
     @property
@@ -221,7 +230,7 @@ class Trainer:
         """Everything that the next step depends on, and the history."""
         scheduler = self.stepper.scheduler
         record = self.record
-        numpy_state = np.random.get_state()  # noqa: NPY002 - a model may draw from it
+        numpy_state = np.random.get_state()
         return {
             "params": {name: p.detach() for name, p in pyro.get_param_store().named_parameters()},
             "buffers": self.buffers,
@@ -253,7 +262,7 @@ class Trainer:
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         name, keys, *rest = state["numpy_rng"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
         random.setstate(state["python_rng"])
         device = self.steps.params[0].device
         best, average = (None if v is None else [p.to(device) for p in v] for v in (state["best"], state["average"]))
