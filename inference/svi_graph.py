@@ -381,6 +381,10 @@ def check_same(expected: Iterable[torch.Tensor], got: Iterable[torch.Tensor]) ->
 class _SameDraws(TorchDispatchMode):
     """Draws as recorded graphs do, where torch would use another algorithm for the same distribution."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it would import torch's compiler, for seconds
+
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         draw = BATCHABLE_DRAWS.get(func.overloadpacket)
         if draw is None:
