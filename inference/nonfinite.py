@@ -35,7 +35,7 @@ def culprit(loss: ELBO, model: Callable, guide: Callable, data: Mapping[str, Any
     named = list(pyro.get_param_store().named_parameters())
     for name, p in named:
         if not torch.isfinite(p).all():
-            return f"parameter '{name}' has values that are not finite"
+            return f"parameter '{_readable(name)}' has values that are not finite"
     watch = _FirstLayer()
     for name, p in named:
         watch.names |= {id(p): name, id(pyro.param(name)): name}
@@ -43,7 +43,12 @@ def culprit(loss: ELBO, model: Callable, guide: Callable, data: Mapping[str, Any
         trace = poutine.trace(guide).get_trace(**data)
         poutine.replay(model, trace=trace)(**data)
     if watch.found:
-        return f"the output of the layer with parameter '{watch.found}' is not finite"
+        return f"the output of the layer with parameter '{_readable(watch.found)}' is not finite"
     name, value = first_nonfinite(loss, model, guide, data)
     kind = "parameter" if name in dict(named) else "site"
-    return f"{kind} '{name}', value {value}"
+    return f"{kind} '{_readable(name)}', value {value}"
+
+
+def _readable(name: str) -> str:
+    """Write the name of a parameter of a network as torch does."""
+    return name.replace("$$$", ".")

@@ -19,7 +19,8 @@ LINEAR = LinearVae()
 
 
 def train(vae, data, **options):
-    options = {"batch_size": 64, "num_epochs": 5, "lr": 0.01, **FEW, **options}
+    length = {} if "num_steps" in options else {"num_epochs": 5}
+    options = {"batch_size": 64, "lr": 0.01, **length, **FEW, **options}
     return fit(vae.model, data, SVI(guide=vae.guide, **options), seed=1)
 
 
@@ -50,9 +51,9 @@ def test_batches_reach_the_conjugate_posterior():
     engine = SVI(
         guide="normal",
         batch_size=100,
-        num_epochs=400,
-        lr=0.05,
-        lr_schedule=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=4000),
+        num_epochs=100,
+        lr=0.1,
+        lr_schedule=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=1000),
         average=0.99,
     )
     result = fit(regression, data, engine, seed=1)
@@ -69,16 +70,9 @@ def test_the_linear_vae_reaches_the_maximum_of_its_evidence():
     eigenvalues = np.linalg.eigvalsh(x.T @ x / len(x))[::-1]
     noise = eigenvalues[2:].mean()
     best = -0.5 * len(x) * (4 * np.log(2 * np.pi) + np.log(eigenvalues[:2]).sum() + 2 * np.log(noise) + 4)
-    engine = SVI(
-        guide=LINEAR.guide,
-        elbo="trace_mean_field",
-        batch_size=50,
-        num_epochs=150,
-        lr=0.02,
-        average=0.99,
-        dtype="float64",
-        **FEW,
-    )
+    schedule = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2000)
+    options = {"batch_size": 50, "num_epochs": 250, "lr": 0.05, "lr_schedule": schedule, "dtype": "float64", **FEW}
+    engine = SVI(guide=LINEAR.guide, elbo="trace_mean_field", **options)
     result = fit(LINEAR.model, {"x": x}, engine, seed=1)
     found = params(result)
     w, s = found["w"].numpy(), np.exp(found["s"].item())
@@ -151,7 +145,7 @@ def test_bfloat16_products_leave_log_densities_in_float32():
     assert "recorded graph" in mixed.state["backend"], mixed.notes
     relative = np.abs(mixed.history["loss"] / exact.history["loss"] - 1)
     assert 0 < relative.max() < 0.005  # eps of bfloat16 is 0.008, averaged over 64 pixels
-    assert params(mixed)["decoder.0.weight"].dtype == torch.float32
+    assert params(mixed)["decoder$$$0.weight"].dtype == torch.float32
 
 
 # --- When it stops --------------------------------------------------------------------------------------------------
@@ -245,11 +239,9 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path, options):
     assert_equal_params(resumed, whole)
     for name in whole.history:
         np.testing.assert_array_equal(resumed.history[name], whole.history[name])
-    other = fit(
-        vae.model, data, SVI(guide=vae.guide, batch_size=64, lr=0.01, **FEW, **(options | {"resume": False})), seed=2
-    )
+    again = train(vae, data, **{**options, "resume": False, "checkpoint": tmp_path / "again", "clip_norm": 10.0})
     with pytest.raises(AssertionError):
-        assert_equal_params(other, whole)
+        assert_equal_params(again, whole)
 
 
 def test_a_finished_run_goes_on_to_more_epochs(tmp_path):
@@ -288,7 +280,7 @@ def test_a_loss_that_is_not_finite_names_layer_step_and_checkpoint(tmp_path):
     assert result.status.kind == "diverged"
     message = result.status.message
     assert "step 8 (epoch 2)" in message
-    assert "encoder." in message
+    assert "the layer with parameter 'decoder.0.weight'" in message
     assert str(tmp_path / "step-00000006.pt") in message
     assert "checkpoint" not in train(vae, data, lr_schedule=exploding(vae, 6)).status.message
     with torch.no_grad():

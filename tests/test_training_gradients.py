@@ -158,10 +158,14 @@ def test_the_weight_of_the_kl_is_that_of_the_beta_elbo():
 
 
 def test_networks_are_the_same_recorded_and_eager():
-    vae, data = network(), images(50)
+    data = images(50)
+    options = {"size": 20, "elbo": "trace_mean_field", "dtype": torch.float32}
     one, other = (
-        gradients(vae.model, vae.guide, data, size=20, elbo="trace_mean_field", eager=e) for e in (True, False)
+        [*gradients(v.model, v.guide, data, eager=e, **options)] for v, e in ((network(), True), (network(), False))
     )
     for (_, _, eager), (_, _, recorded) in zip(one, other, strict=True):
         assert set(eager) == set(recorded)
         assert len(eager) == 8
+        # the draws differ, as both take them in ways of their own, so only the signs of the largest gradients agree
+        agree = [torch.nn.functional.cosine_similarity(eager[n].flatten(), recorded[n].flatten(), 0) for n in eager]
+        assert min(agree) > 0.5

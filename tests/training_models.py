@@ -132,10 +132,22 @@ def network(kind=Images):
     return kind()
 
 
-def gradients(model, guide, data, *, size, elbo="trace", num_particles=1, kl_weight=None, eager=True, seed=SEED):
+def gradients(
+    model,
+    guide,
+    data,
+    *,
+    size,
+    elbo="trace",
+    num_particles=1,
+    kl_weight=None,
+    eager=True,
+    seed=SEED,
+    dtype=torch.float64,
+):
     """Loss and gradients by parameter of every batch of an epoch, and the rows of each."""
     found = []
-    with isolated(seed):
+    with isolated(seed, dtype=dtype):
         prepared = prepare_data(model, data)
         sites = read_sites(model, prepared)
         trace = check_guide(guide, sites)
