@@ -23,7 +23,10 @@ SEED = 3
 class LinearVae:
     """x ~ N(W z + b, s^2), z standard normal: the evidence of every row is known. W and s are parameters."""
 
-    columns, latents = 4, 2
+    columns = 4
+
+    def __init__(self, latents=2):
+        self.latents = latents
 
     def parameters(self):
         generator = np.random.default_rng(0)
@@ -40,7 +43,7 @@ class LinearVae:
 
     def guide(self, *, x, noise=None):
         a = pyro.param("a", 0.1 * torch.ones(self.columns, self.latents))
-        scale = pyro.param("scale", torch.tensor([0.8, 0.5]), constraint=constraints.positive)
+        scale = pyro.param("scale", torch.tensor([0.8, 0.5])[: self.latents].clone(), constraint=constraints.positive)
         kind = dist.Normal if noise is None else FixedNoise
         with pyro.plate("data", len(x)):
             fn = kind(x @ a, scale.expand(len(x), self.latents))
@@ -118,6 +121,18 @@ class DynamicImages(Images):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([self.latents]).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=torch.bernoulli(x))
+
+
+class Overflowing(Images):
+    """The same, with an output that is infinite in training, and not where a model is read."""
+
+    def model(self, *, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([self.latents]).to_event(1))
+            hidden = self.decoder[1](self.decoder[0](z))
+            logits = self.decoder[2](hidden / (0.0 if torch.is_grad_enabled() else 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
 
 def images(num=200):
