@@ -1,6 +1,7 @@
 """The loss of a mini-batch and its gradients: by a graph recorded once for each size of a batch, or by Pyro itself."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -88,7 +89,8 @@ class BatchSteps:
 
     def _eager(self, loss: ELBO, batch: Mapping[str, Any]) -> Any:
         # Validated once, when the model was read.
-        with self.precision(), pyro.validation_enabled(False), self.handler:
+        with self.precision(), pyro.validation_enabled(False), self.handler, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered NaN")  # the trainer says where
             return loss.loss_and_grads(self.model, self.guide, **batch)
 
     def _moving(self, batches: Batches) -> list[torch.Tensor]:

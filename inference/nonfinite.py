@@ -1,5 +1,6 @@
 """Naming what is not finite in a step of training: a parameter, the layer of a network, a site, or a gradient."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,12 +40,15 @@ def culprit(loss: ELBO, model: Callable, guide: Callable, data: Mapping[str, Any
     watch = _FirstLayer()
     for name, p in named:
         watch.names |= {id(p): name, id(pyro.param(name)): name}
-    with torch.no_grad(), pyro.validation_enabled(False), watch:
+    with torch.no_grad(), pyro.validation_enabled(False), watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the very values that are looked for
         trace = poutine.trace(guide).get_trace(**data)
         poutine.replay(model, trace=trace)(**data)
     if watch.found:
         return f"the output of the layer with parameter '{_readable(watch.found)}' is not finite"
-    name, value = first_nonfinite(loss, model, guide, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        name, value = first_nonfinite(loss, model, guide, data)
     kind = "parameter" if name in dict(named) else "site"
     return f"{kind} '{_readable(name)}', value {value}"
 
