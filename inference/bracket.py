@@ -15,7 +15,7 @@ from inference.latent_rows import LatentRows, Part, Rows, latent_rows
 from inference.nuts import check_count
 from inference.row_chains import row_chains
 
-NUM_WARMUP, NUM_DRAWS, CHAINS = 300, 500, 4
+NUM_WARMUP, NUM_DRAWS, CHAINS = 300, 200, 4
 RHAT = 1.05  # chains of so few draws; beyond it their draws are not the posterior's
 
 
@@ -140,7 +140,7 @@ def _by_chains(found: LatentRows, index: np.ndarray, num: int, seed: int) -> tup
             found.part([row]),
             num_chains=CHAINS,
             num_warmup=NUM_WARMUP,
-            num_samples=max(NUM_DRAWS, num),
+            num_samples=max(NUM_DRAWS, -(-num // CHAINS)),
             seed=seed,
         )
         draws.append(chains.pooled[np.linspace(0, len(chains.pooled) - 1, num).astype(int)])

@@ -18,7 +18,7 @@ from inference.row_chains import row_chains
 METHODS = ("encoder", "weighted", "nuts")
 # Draws that importance resampling chooses from, for each one that it keeps.
 CHOICE = 20
-NUM_CHAINS, NUM_WARMUP = 4, 300
+NUM_CHAINS, NUM_WARMUP, LEAST_DRAWS = 4, 300, 200
 ENDS = (0.05, 0.95)
 
 
@@ -129,17 +129,19 @@ def impute(
 
 def _with_gaps(found: LatentRows) -> tuple[str, str]:
     """Name the observed site, and the argument whose NaN are its missing entries."""
-    site = next(iter(found.sites.observed))
-    shape = found.sites.observed[site].shape
-    floats = [n for n in found.arguments if found.sites.data[n].is_floating_point()]
-    fitting = [n for n in floats if found.sites.data[n].numel() == np.prod(shape)]
-    chosen = site if site in fitting else next(iter(fitting), None)
-    if len(found.sites.observed) > 1 or chosen is None:
+    floats = [name for name in found.arguments if found.sites.data[name].is_floating_point()]
+    gaps = [name for name in floats if found.sites.data[name].isnan().any()]
+    pairs = []
+    for site, about in found.sites.observed.items():
+        fitting = [n for n in gaps or floats if found.sites.data[n].numel() == np.prod(about.shape)]
+        pairs += [(site, site if site in fitting else fitting[0])] if fitting else []
+    own = [pair for pair in pairs if pair[0] == pair[1]] or pairs
+    if len(own) != 1:
         raise InputError(
-            f"model: expected one observed site and the argument that it observes, with NaN where entries are missing; "
-            f"got sites {', '.join(found.sites.observed)} and arguments {', '.join(found.arguments)}."
+            "model: expected one observed site with an argument of its size, in which NaN marks missing entries; got "
+            f"sites {', '.join(found.sites.observed)} and arguments {', '.join(found.arguments)}."
         )
-    return site, chosen
+    return own[0]
 
 
 def _filled(
@@ -171,7 +173,7 @@ def _latents(
             part,
             num_chains=NUM_CHAINS,
             num_warmup=NUM_WARMUP,
-            num_samples=max(num, NUM_WARMUP),
+            num_samples=max(-(-num // NUM_CHAINS), LEAST_DRAWS),
             seed=seed + int(part.index[0]),
         )
         chosen = np.linspace(0, len(chains.pooled) - 1, num).astype(int)
