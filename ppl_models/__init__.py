@@ -4,6 +4,7 @@
 """
 
 from ppl_models.conjugate import BAYESIAN_LINEAR_REGRESSION, BETA_BINOMIAL, NORMAL_MEAN
+from ppl_models.deep_markov import DEEP_MARKOV
 from ppl_models.hierarchical import EIGHT_SCHOOLS, EIGHT_SCHOOLS_CENTERED
 from ppl_models.hmm import (
     AUTOREGRESSIVE_HMM,
@@ -73,5 +74,6 @@ MODELS: dict[str, Model] = {
         LOCAL_LEVEL,
         LOCAL_LINEAR_TREND,
         STOCHASTIC_VOLATILITY,
+        DEEP_MARKOV,
     )
 }

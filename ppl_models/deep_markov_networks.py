@@ -1,0 +1,98 @@
+"""The networks of a deep Markov model: gated transition, emitter, and an inference network backwards over time."""
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+# Smooth, so that the density of a path has no corners for NUTS to meet; and silu(z) - silu(-z) = z, so that a network
+# can be linear.
+ACTIVATION = nn.SiLU
+# Least sd of a step: float32 squares differences in sds.
+LEAST_SCALE = 1e-3
+
+
+class GatedTransition(nn.Module):
+    """Mean and sd of the next state: a gate opens from a linear map to a network (Krishnan et al. 2017, section 5)."""
+
+    def __init__(self, num_latents: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(nn.Linear(num_latents, hidden), ACTIVATION(), nn.Linear(hidden, num_latents))
+        self.proposal = nn.Sequential(nn.Linear(num_latents, hidden), ACTIVATION(), nn.Linear(hidden, num_latents))
+        self.linear = nn.Linear(num_latents, num_latents)
+        self.scale = nn.Sequential(ACTIVATION(), nn.Linear(num_latents, num_latents))
+        with torch.no_grad():  # a state that stays is what the linear map begins with
+            self.linear.weight.copy_(torch.eye(num_latents))
+            self.linear.bias.zero_()
+
+    def forward(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take states (..., L) to means and sds (..., L)."""
+        gate, proposal = self.gate(state).sigmoid(), self.proposal(state)
+        return torch.lerp(self.linear(state), proposal, gate), F.softplus(self.scale(proposal)) + LEAST_SCALE
+
+
+class Emitter(nn.Sequential):
+    """What a state says of the values of its step: two hidden layers, from (..., L) to (..., D)."""
+
+    def __init__(self, num_latents: int, hidden: int, num_features: int) -> None:
+        super().__init__(
+            nn.Linear(num_latents, hidden),
+            ACTIVATION(),
+            nn.Linear(hidden, hidden),
+            ACTIVATION(),
+            nn.Linear(hidden, num_features),
+        )
+
+
+class Combiner(nn.Module):
+    """Guess of a state from the one before and what follows (Krishnan et al. 2017, section 4: the structured guide)."""
+
+    def __init__(self, num_latents: int, rnn_hidden: int) -> None:
+        super().__init__()
+        self.state = nn.Linear(num_latents, rnn_hidden)
+        self.loc_and_scale = nn.Linear(rnn_hidden, 2 * num_latents)
+
+    def forward(self, state: torch.Tensor, later: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take states (..., L) and summaries of this and later steps (..., R) to means and sds (..., L)."""
+        both = 0.5 * (self.state(state).tanh() + later)
+        loc, scale = self.loc_and_scale(both).chunk(2, -1)
+        return loc, F.softplus(scale) + LEAST_SCALE
+
+
+class BackwardGRU(nn.GRU):
+    """Summary of each step and all later ones of sequences, each read from its own end (Cho et al. 2014)."""
+
+    def __init__(self, num_features: int, rnn_hidden: int) -> None:
+        super().__init__(num_features, rnn_hidden, batch_first=True)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Take sequences (S, T, D), of which so many steps count, to summaries (S, T, R)."""
+        steps = torch.arange(x.shape[1])
+        if lengths is None:
+            order = steps.flip(0).expand(len(x), -1)
+        else:  # steps beyond the end stay in place: after all others, where nothing reads them
+            order = torch.where(steps < lengths.unsqueeze(-1), lengths.unsqueeze(-1) - 1 - steps, steps)
+        order = order.unsqueeze(-1)
+        summary, _ = super().forward(x.gather(1, order.expand(x.shape)))
+        return summary.gather(1, order.expand(summary.shape))
+
+
+def network(name: str, like: torch.Tensor, build: Callable[..., nn.Module], *sizes: int) -> Callable[..., Any]:
+    """Give ``build(*sizes)`` as a function whose weights are the parameters ``<name>.<torch name>`` of Pyro's store."""
+    module = _structure(build, *sizes)
+    initial = cache(lambda: dict(build(*sizes).named_parameters()))
+    weights = {
+        n: pyro.param(f"{name}.{n}", lambda n=n: initial()[n].detach().to(like)) for n, _ in module.named_parameters()
+    }
+    return lambda *inputs: functional_call(module, weights, inputs)
+
+
+@lru_cache(maxsize=64)
+def _structure(build: Callable[..., nn.Module], *sizes: int) -> nn.Module:
+    with torch.device("meta"):
+        return build(*sizes)
