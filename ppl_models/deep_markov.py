@@ -9,11 +9,12 @@ import torch
 from pyro.distributions import constraints
 
 from ppl_models import datasets
-from ppl_models.deep_markov_networks import BackwardGRU, Combiner, Emitter, GatedTransition, network
+from ppl_models.deep_markov_networks import backward_gru, combiner, gated_transition
 from ppl_models.features import Features
 from ppl_models.hmm_parts import check_codes, check_count, check_series, steps_with_values
 from ppl_models.markov_path import MarkovPath, SeenRows
 from ppl_models.model import Model, Simulation
+from ppl_models.networks import mlp
 from ppl_models.simulation import draw, own_stream
 
 EMISSIONS = ("bernoulli", "normal")
@@ -51,8 +52,8 @@ def deep_markov(
         A shape, a length or a value is not as said.
     """
     seen = _checked(x, lengths, num_latents, hidden, rnn_hidden, emission)
-    transition = network("transition", x, GatedTransition, num_latents, hidden)
-    emitter = network("emitter", x, Emitter, num_latents, hidden, x.shape[-1])
+    transition = gated_transition(num_latents, hidden).bind("transition", x)
+    emitter = mlp(num_latents, (hidden, hidden), x.shape[-1], "silu").bind("emitter", x)
     start = pyro.param("start", lambda: x.new_zeros(num_latents))
     path = MarkovPath(transition, start, x.shape[-2], seen=seen)
     if x.dim() == 2:
@@ -76,12 +77,12 @@ def deep_markov_guide(
     the states. Arguments as of `deep_markov`.
     """
     seen = _checked(x, lengths, num_latents, hidden, rnn_hidden, emission)
-    encoder = network("encoder", x, BackwardGRU, x.shape[-1], rnn_hidden)
-    combiner = network("combiner", x, Combiner, num_latents, rnn_hidden)
+    encoder = backward_gru(x.shape[-1], rnn_hidden).bind("encoder", x)
+    step = combiner(num_latents, rnn_hidden).bind("combiner", x)
     start = pyro.param("guide_start", lambda: x.new_zeros(num_latents))
     filled = torch.where(x.isnan(), MISSING_CODE if emission == "bernoulli" else 0.0, x)
     summary = encoder(filled.reshape(-1, *x.shape[-2:]), lengths).reshape(*x.shape[:-1], rnn_hidden)
-    path = MarkovPath(combiner, start, x.shape[-2], context=summary, seen=seen)
+    path = MarkovPath(step, start, x.shape[-2], context=summary, seen=seen)
     if x.dim() == 2:
         return pyro.sample("z", path)
     with pyro.plate("sequence", len(x)):

@@ -1,14 +1,12 @@
-"""The networks of a deep Markov model: gated transition, emitter, and an inference network backwards over time."""
+"""The networks of a deep Markov model: its gated transition, and an inference network that runs backwards in time."""
 
-from collections.abc import Callable
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache
 
-import pyro
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
+
+from ppl_models.networks import Network
 
 # Smooth, so that the density of a path has no corners for NUTS to meet; and silu(z) - silu(-z) = z, so that a network
 # can be linear.
@@ -34,19 +32,6 @@ class GatedTransition(nn.Module):
         """Take states (..., L) to means and sds (..., L)."""
         gate, proposal = self.gate(state).sigmoid(), self.proposal(state)
         return torch.lerp(self.linear(state), proposal, gate), F.softplus(self.scale(proposal)) + LEAST_SCALE
-
-
-class Emitter(nn.Sequential):
-    """What a state says of the values of its step: two hidden layers, from (..., L) to (..., D)."""
-
-    def __init__(self, num_latents: int, hidden: int, num_features: int) -> None:
-        super().__init__(
-            nn.Linear(num_latents, hidden),
-            ACTIVATION(),
-            nn.Linear(hidden, hidden),
-            ACTIVATION(),
-            nn.Linear(hidden, num_features),
-        )
 
 
 class Combiner(nn.Module):
@@ -82,17 +67,19 @@ class BackwardGRU(nn.GRU):
         return summary.gather(1, order.expand(summary.shape))
 
 
-def network(name: str, like: torch.Tensor, build: Callable[..., nn.Module], *sizes: int) -> Callable[..., Any]:
-    """Give ``build(*sizes)`` as a function whose weights are the parameters ``<name>.<torch name>`` of Pyro's store."""
-    module = _structure(build, *sizes)
-    initial = cache(lambda: dict(build(*sizes).named_parameters()))
-    weights = {
-        n: pyro.param(f"{name}.{n}", lambda n=n: initial()[n].detach().to(like)) for n, _ in module.named_parameters()
-    }
-    return lambda *inputs: functional_call(module, weights, inputs)
+@cache
+def gated_transition(num_latents: int, hidden: int) -> Network:
+    """Give the network of a state's move."""
+    return Network(lambda: GatedTransition(num_latents, hidden))
 
 
-@lru_cache(maxsize=64)
-def _structure(build: Callable[..., nn.Module], *sizes: int) -> nn.Module:
-    with torch.device("meta"):
-        return build(*sizes)
+@cache
+def combiner(num_latents: int, rnn_hidden: int) -> Network:
+    """Give the network that joins a state with what follows."""
+    return Network(lambda: Combiner(num_latents, rnn_hidden))
+
+
+@cache
+def backward_gru(num_features: int, rnn_hidden: int) -> Network:
+    """Give the network that reads sequences backwards."""
+    return Network(lambda: BackwardGRU(num_features, rnn_hidden))
