@@ -84,10 +84,12 @@ def in_default_dtype(data):
 
 
 def well_typed(data):
-    """Sizes are Python's integers, lengths of sequences torch's, all else is float64."""
-    lengths = data.get("lengths", torch.tensor(1))
-    rest = [v for n, v in data.items() if n != "lengths"]
-    return lengths.dtype == torch.int64 and all(isinstance(v, int) or v.dtype == torch.float64 for v in rest)
+    """Sizes are Python's integers, lengths of sequences and numbers of columns torch's, all else is float64."""
+    integers = [data[n] for n in ("lengths", "pivots") if n in data]
+    rest = [v for n, v in data.items() if n not in ("lengths", "pivots")]
+    return all(v.dtype == torch.int64 for v in integers) and all(
+        isinstance(v, int) or v.dtype == torch.float64 for v in rest
+    )
 
 
 def data_sets(model):
