@@ -232,10 +232,10 @@ def test_pivots_change_nothing_but_the_coordinates():
     """The density of the data averages to the same over the prior, whatever the pivots."""
     data = {"x": WINE[:2, :3], "num_latents": 2, "centre": torch.zeros(3), "spread": torch.tensor([1.0, 2.0, 0.5])}
 
-    def evidence(pivots, num=100_000):
+    def evidence(pivots, num=100_000, **change):
         def many():
             with pyro.plate("draws", num, dim=-2):
-                bayesian_factor_analysis(**data, pivots=torch.tensor(pivots))
+                bayesian_factor_analysis(**data | change, pivots=torch.tensor(pivots))
 
         with own_stream(5):
             trace = poutine.trace(many).get_trace()
@@ -245,7 +245,8 @@ def test_pivots_change_nothing_but_the_coordinates():
 
     (first, error), (second, other) = evidence([0, 1]), evidence([2, 0])
     assert abs(first - second) < 4 * math.hypot(error, other)
-    assert error < 0.01 * first  # few enough errors that another prior would be seen
+    wider, other = evidence([0, 1], spread=1.2 * data["spread"])  # control
+    assert abs(first - wider) > 5 * math.hypot(error, other)
 
 
 # Loadings that are uncertain ---------------------------------------------------------------------------------------
