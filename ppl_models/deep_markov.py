@@ -9,12 +9,11 @@ import torch
 from pyro.distributions import constraints
 
 from ppl_models import datasets
-from ppl_models.deep_markov_networks import backward_gru, combiner, gated_transition
+from ppl_models.deep_markov_networks import backward_gru, combiner, emitter, gated_transition
 from ppl_models.features import Features
 from ppl_models.hmm_parts import check_codes, check_count, check_series, steps_with_values
 from ppl_models.markov_path import MarkovPath, SeenRows
 from ppl_models.model import Model, Simulation
-from ppl_models.networks import mlp
 from ppl_models.simulation import draw, own_stream
 
 EMISSIONS = ("bernoulli", "normal")
@@ -53,13 +52,13 @@ def deep_markov(
     """
     seen = _checked(x, lengths, num_latents, hidden, rnn_hidden, emission)
     transition = gated_transition(num_latents, hidden).bind("transition", x)
-    emitter = mlp(num_latents, (hidden, hidden), x.shape[-1], "silu").bind("emitter", x)
+    emit = emitter(num_latents, hidden, x.shape[-1]).bind("emitter", x)
     start = pyro.param("start", lambda: x.new_zeros(num_latents))
     path = MarkovPath(transition, start, x.shape[-2], seen=seen)
     if x.dim() == 2:
-        return _observe(x, pyro.sample("z", path), emitter, seen, emission)
+        return _observe(x, pyro.sample("z", path), emit, seen, emission)
     with pyro.plate("sequence", len(x)):
-        return _observe(x, pyro.sample("z", path), emitter, seen, emission)
+        return _observe(x, pyro.sample("z", path), emit, seen, emission)
 
 
 def deep_markov_guide(
@@ -105,11 +104,11 @@ def _checked(
 
 
 def _observe(
-    x: torch.Tensor, z: torch.Tensor, emitter: Callable[..., torch.Tensor], seen: torch.Tensor | None, emission: str
+    x: torch.Tensor, z: torch.Tensor, emit: Callable[..., torch.Tensor], seen: torch.Tensor | None, emission: str
 ) -> torch.Tensor:
     """Observe sequences as the site ``x``."""
     rows = SeenRows(z, seen)
-    natural = rows.spread(emitter(rows.of(z)))
+    natural = rows.spread(emit(rows.of(z)))
     if emission == "bernoulli":
         return pyro.sample("x", Features(dist.Bernoulli(logits=natural), seen), obs=x)
     scale = pyro.param("emitter_scale", lambda: x.new_ones(x.shape[-1]), constraint=constraints.positive)

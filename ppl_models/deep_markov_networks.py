@@ -8,11 +8,20 @@ from torch.nn import functional as F
 
 from ppl_models.networks import Network
 
-# Smooth, so that the density of a path has no corners for NUTS to meet; and silu(z) - silu(-z) = z, so that a network
-# can be linear.
-ACTIVATION = nn.SiLU
 # Least sd of a step: float32 squares differences in sds.
 LEAST_SCALE = 1e-3
+
+
+class Swish(nn.Module):
+    """``v * sigmoid(v)``: smooth, so that the density of a path has no corners for NUTS to meet.
+
+    ``swish(v) - swish(-v) = v``, so that a network of it can be linear. (torch's own, `torch.nn.SiLU`, has a derivative
+    that `torch.vmap` takes slowly, and says so on the terminal.)
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Apply to each number."""
+        return values * values.sigmoid()
 
 
 class GatedTransition(nn.Module):
@@ -20,10 +29,10 @@ class GatedTransition(nn.Module):
 
     def __init__(self, num_latents: int, hidden: int) -> None:
         super().__init__()
-        self.gate = nn.Sequential(nn.Linear(num_latents, hidden), ACTIVATION(), nn.Linear(hidden, num_latents))
-        self.proposal = nn.Sequential(nn.Linear(num_latents, hidden), ACTIVATION(), nn.Linear(hidden, num_latents))
+        self.gate = nn.Sequential(nn.Linear(num_latents, hidden), Swish(), nn.Linear(hidden, num_latents))
+        self.proposal = nn.Sequential(nn.Linear(num_latents, hidden), Swish(), nn.Linear(hidden, num_latents))
         self.linear = nn.Linear(num_latents, num_latents)
-        self.scale = nn.Sequential(ACTIVATION(), nn.Linear(num_latents, num_latents))
+        self.scale = nn.Sequential(Swish(), nn.Linear(num_latents, num_latents))
         with torch.no_grad():  # a state that stays is what the linear map begins with
             self.linear.weight.copy_(torch.eye(num_latents))
             self.linear.bias.zero_()
@@ -32,6 +41,15 @@ class GatedTransition(nn.Module):
         """Take states (..., L) to means and sds (..., L)."""
         gate, proposal = self.gate(state).sigmoid(), self.proposal(state)
         return torch.lerp(self.linear(state), proposal, gate), F.softplus(self.scale(proposal)) + LEAST_SCALE
+
+
+class Emitter(nn.Sequential):
+    """What a state says of the values of its step: two hidden layers, from (..., L) to (..., D)."""
+
+    def __init__(self, num_latents: int, hidden: int, num_features: int) -> None:
+        super().__init__(
+            nn.Linear(num_latents, hidden), Swish(), nn.Linear(hidden, hidden), Swish(), nn.Linear(hidden, num_features)
+        )
 
 
 class Combiner(nn.Module):
@@ -71,6 +89,12 @@ class BackwardGRU(nn.GRU):
 def gated_transition(num_latents: int, hidden: int) -> Network:
     """Give the network of a state's move."""
     return Network(lambda: GatedTransition(num_latents, hidden))
+
+
+@cache
+def emitter(num_latents: int, hidden: int, num_features: int) -> Network:
+    """Give the network from a state to the values of its step."""
+    return Network(lambda: Emitter(num_latents, hidden, num_features))
 
 
 @cache
