@@ -58,14 +58,7 @@ SIZES = {
 every_model = pytest.mark.parametrize("model", [pytest.param(m, id=m.name) for m in MODELS.values()])
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    pyro.clear_param_store()
-    yield
-    torch.set_default_dtype(before)
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("direct_pyro")
 
 
 def sample_sites(trace):
