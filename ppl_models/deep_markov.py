@@ -124,7 +124,7 @@ def _simulate(
     seed: int,
     *,
     num_steps: int = 20,
-    num_features: int = 8,
+    num_features: int = 6,
     num_sequences: int | None = 30,
     truth: Mapping[str, Any] | None = None,
     **settings: Any,

@@ -39,8 +39,8 @@ class GatedTransition(nn.Module):
 
     def forward(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take states (..., L) to means and sds (..., L)."""
-        gate, proposal = self.gate(state).sigmoid(), self.proposal(state)
-        return torch.lerp(self.linear(state), proposal, gate), F.softplus(self.scale(proposal)) + LEAST_SCALE
+        gate, proposal, linear = self.gate(state).sigmoid(), self.proposal(state), self.linear(state)
+        return linear + gate * (proposal - linear), F.softplus(self.scale(proposal)) + LEAST_SCALE
 
 
 class Emitter(nn.Sequential):

@@ -115,6 +115,7 @@ def test_names_arguments_and_default_data(model):
 def test_every_site_has_a_finite_density_and_the_right_dtype(model, dtype):
     torch.set_default_dtype(dtype)
     for data in data_sets(model):
+        pyro.clear_param_store()  # a network fits one size of data
         with own_stream(5):  # restores the dtype afterwards, so set it inside
             torch.set_default_dtype(dtype)
             trace = poutine.trace(model.model).get_trace(**in_default_dtype(data))

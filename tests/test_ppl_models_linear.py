@@ -22,14 +22,7 @@ BOTH = pytest.mark.parametrize("name", ["probabilistic_pca", "factor_analysis"])
 WINE = datasets.wine()
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    pyro.clear_param_store()
-    yield
-    torch.set_default_dtype(before)
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("direct_pyro")
 
 
 def rows(name, *, missing=False, **sizes):
