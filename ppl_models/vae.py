@@ -116,7 +116,7 @@ def data() -> dict[str, Any]:
 def held_out() -> HeldOut:
     """Give the 297 digits that other people wrote, with what they are."""
     digits = images.digits().binarised()
-    return HeldOut({"x": digits.test}, digits.test_labels)
+    return HeldOut({"x": digits.test}, digits.test_labels.int())
 
 
 VAE = Model(
