@@ -83,7 +83,10 @@ def main() -> None:
     best = max(alone, key=lambda decay: np.mean(alone[decay]))
     print(f"labels alone (weight decay {best}): accuracy {shown(alone[best])}")
     begin = time.perf_counter()
-    both = [generative(digits, labels, given.epochs, seed) for seed in range(given.seeds)]
+    both = []
+    for seed in range(given.seeds):
+        both.append(generative(digits, labels, given.epochs, seed))
+        print(f"  seed {seed}: {both[-1]:.3f}", flush=True)
     seconds = (time.perf_counter() - begin) / given.seeds
     print(f"semi-supervised autoencoder: accuracy {shown(both)}, {seconds:.0f} s each")
 
