@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,16 +24,21 @@ from inference.compare import compare
 from inference.engine_names import KNOWN, parse_engines, reference_of
 from inference.errors import InputError
 from inference.fit import Engine, Fit
+from inference.latent_view import latent_view
 from inference.model_source import find_model
 from inference.native import cache
 from inference.nuts import BACKENDS
-from inference.output_files import make_folder, write_comparison, write_discrete, write_draws, write_fit
+from inference.output_files import make_folder, write_comparison, write_draws, write_fit, write_view
 from inference.request import Request, read_request
+from inference.row_likelihood import RowLikelihood
 from inference.storage import load_fit
 from inference.text_table import format_number
+from inference.trained import has_networks, rows_of, train
 from inference.verdict import check
 
 TRUSTED, NOT_TRUSTED, WRONG_REQUEST, INTERNAL_FAULT, INTERRUPTED = 0, 1, 2, 3, 130
+
+ENGINES = "auto,nuts"
 
 EPILOG = """\
 exit status: 0 the candidate may be trusted, 1 it may not or cannot be judged, 2 the request was wrong.
@@ -69,7 +75,9 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    engines = parse_engines(arguments.engines, **_settings(arguments))
+    if has_networks(_known_models().get(arguments.model)):
+        return _compare_rows(arguments)
+    engines = parse_engines(arguments.engines or ENGINES, **_settings(arguments))
     reference = reference_of(engines, arguments.reference)
     if len(engines) < 2:
         raise InputError("--engines: a comparison needs the reference and at least one more, for example auto,nuts")
@@ -80,7 +88,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.out:
         paths = [write_draws(name, _tree(fit, request), arguments.out) for name, fit in fits.items()]
         paths += write_comparison(comparison, arguments.out)
-        paths += write_discrete(comparison.discrete, arguments.out) if comparison.discrete else []
+        paths += write_view(comparison.discrete, arguments.out) if comparison.discrete else []
     if arguments.json:
         _print_json({"model": arguments.model, "seed": arguments.seed, **comparison.to_dict(), "files": _texts(paths)})
     else:
@@ -91,8 +99,36 @@ def _compare(arguments: argparse.Namespace) -> int:
     return TRUSTED if all(verdict.trusted for verdict in comparison.verdicts.values()) else NOT_TRUSTED
 
 
+def _compare_rows(arguments: argparse.Namespace) -> int:
+    """Train networks, score rows that they have not seen, and compare their encoder with NUTS on some of these."""
+    if arguments.engines or arguments.reference or arguments.num_warmup or arguments.backend:
+        raise InputError(
+            f"model '{arguments.model}': is trained with its own guide, which NUTS judges row by row; leave out "
+            "--engines, --reference, --num-warmup and --backend"
+        )
+    request = _read(arguments)
+    model = request.source.model
+    with request.source.blamed():
+        rows = rows_of(model, request.data, bundled=request.bundled, seed=arguments.seed)
+    fit = _run(replace(request, data=rows.train), None, arguments)
+    view = latent_view(fit, rows.test, labels=rows.labels, seed=arguments.seed)
+    comparison, paths = view.comparison, []
+    if arguments.out:
+        paths = [write_fit("trained", fit, arguments.out)]
+        paths += [*write_comparison(comparison, arguments.out), *write_view(view, arguments.out)]
+    if arguments.json:
+        document = {"training": _facts(fit), "likelihood": _scores(view.likelihood), **comparison.to_dict()}
+        _print_json({"model": arguments.model, "seed": arguments.seed, **document, "files": _texts(paths)})
+    else:
+        print(f"{fit.status.message}\n{_seconds(fit)}\n\n{view}\n")
+        for name, verdict in comparison.verdicts.items():
+            print(f"{name}: {verdict}\n")
+        _print_files(paths)
+    return TRUSTED if comparison.verdicts["encoder"].trusted else NOT_TRUSTED
+
+
 def _fit(arguments: argparse.Namespace) -> int:
-    name, engine = _one_engine(arguments)
+    name, engine = _one_engine(arguments, "nuts")
     request = _read(arguments)
     fit = _run(request, engine, arguments)
     tree = _tree(fit, request)
@@ -117,7 +153,7 @@ def _check(arguments: argparse.Namespace) -> int:
             raise InputError("--fit: a saved fit has its data; leave out --data and --set")
         fit = load_fit(arguments.fit, find_model(arguments.model, known=_known_models()).model)
     else:
-        _, engine = _one_engine(arguments)
+        _, engine = _one_engine(arguments, "auto")
         fit = _run(_read(arguments), engine, arguments)
     verdict = check(fit)
     if arguments.json:
@@ -157,9 +193,15 @@ def _read(arguments: argparse.Namespace) -> Request:
     return request
 
 
-def _run(request: Request, engine: Engine, arguments: argparse.Namespace) -> Fit:
-    """Fit once. An engine keeps what it has when interrupted; a command then ends."""
-    fit = request.fit(engine, seed=arguments.seed, progress=False if arguments.no_progress else None)
+def _run(request: Request, engine: Engine | None, arguments: argparse.Namespace) -> Fit:
+    """Fit once; None trains the model's networks. An engine keeps what it has when interrupted; a command then ends."""
+    progress = False if arguments.no_progress else None
+    if engine is None:
+        sizes = {key: value for key in ("num_samples", "num_chains") if (value := getattr(arguments, key)) is not None}
+        with request.source.blamed():
+            fit = train(request.source.model, request.data, seed=arguments.seed, progress=progress, **sizes)
+    else:
+        fit = request.fit(engine, seed=arguments.seed, progress=progress)
     if fit.status.kind == "interrupted":
         raise KeyboardInterrupt
     return fit
@@ -169,8 +211,11 @@ def _tree(fit: Fit, request: Request) -> xr.DataTree:
     return fit.to_datatree()
 
 
-def _one_engine(arguments: argparse.Namespace) -> tuple[str, Engine]:
-    engines = parse_engines(arguments.engine, **_settings(arguments))
+def _one_engine(arguments: argparse.Namespace, usual: str) -> tuple[str, Engine | None]:
+    """Give the engine asked for, else the usual one, which for models with networks is their training (None)."""
+    if arguments.engine is None and has_networks(_known_models().get(arguments.model)):
+        return "trained", None
+    engines = parse_engines(arguments.engine or usual, **_settings(arguments))
     if len(engines) != 1:
         raise InputError(f"--engine: expected one engine, got {', '.join(engines)}")
     return next(iter(engines.items()))
@@ -198,6 +243,18 @@ def _facts(fit: Fit) -> dict[str, Any]:
         "seconds": fit.seconds,
         "num_gradients": fit.num_gradients,
         "notes": list(fit.notes),
+    }
+
+
+def _scores(likelihood: RowLikelihood) -> dict[str, Any]:
+    """Nats per row, with their Monte Carlo errors."""
+    return {
+        "log_p": likelihood.mean,
+        "log_p_se": likelihood.mean_se,
+        "elbo": float(likelihood.elbo.mean()),
+        "num_samples": likelihood.num_samples,
+        "rows": len(likelihood.rows),
+        "rows_with_high_khat": int(likelihood.poor.sum()),
     }
 
 
@@ -271,21 +328,21 @@ def _parser() -> _Parser:
 
     compare = commands.add_parser("compare", help="fit with several engines and say which may be trusted")
     _add_common(compare)
-    compare.add_argument("--engines", default="auto,nuts", help=f"comma-separated (default auto,nuts); known: {KNOWN}")
+    compare.add_argument("--engines", help=f"comma-separated (default {ENGINES}); known: {KNOWN}")
     compare.add_argument("--reference", help="the engine to believe, after judging it first (default nuts)")
     _add_out(compare, "report.html, draws as NetCDF, figures")
     compare.set_defaults(command=_compare)
 
     fit = commands.add_parser("fit", help="fit with one engine and print a summary")
     _add_common(fit)
-    fit.add_argument("--engine", default="nuts", help=f"default nuts; known: {KNOWN}")
+    fit.add_argument("--engine", help=f"default nuts; known: {KNOWN}")
     _add_out(fit, "the fit and its draws as NetCDF")
     fit.set_defaults(command=_fit)
 
     check = commands.add_parser("check", help="fit with one engine and judge it without MCMC")
     _add_common(check)
     check.add_argument("--fit", type=Path, metavar="FILE", help="judge this fit, which `ppl fit --out` saved")
-    check.add_argument("--engine", default="auto", help=f"default auto; known: {KNOWN}")
+    check.add_argument("--engine", help=f"default auto; known: {KNOWN}")
     check.set_defaults(command=_check)
 
     kept = commands.add_parser("cache", help="show where compiled models are kept, or remove them")

@@ -9,6 +9,7 @@ from inference.compare import Comparison
 from inference.discrete_view import DiscreteView
 from inference.errors import InputError
 from inference.fit import Fit
+from inference.latent_view import LatentView
 from inference.plots import comparison_figures
 
 FIGURE_DPI = 120  # readable on a screen, about 100 kB a figure
@@ -49,8 +50,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     return paths
 
 
-def write_discrete(view: DiscreteView, folder: Path) -> list[Path]:
-    """Write what is known of discrete sites: a table and figures for each."""
+def write_view(view: DiscreteView | LatentView, folder: Path) -> list[Path]:
+    """Write the tables and figures of what is known of discrete sites, or of a trained latent-variable model."""
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     paths = []
@@ -60,6 +61,7 @@ def write_discrete(view: DiscreteView, folder: Path) -> list[Path]:
     for name, figure in view.figures().items():
         paths.append(figures / f"{_file_name(name)}.png")
         figure.savefig(paths[-1], dpi=FIGURE_DPI, bbox_inches="tight")
+        plt.close(figure)
     return paths
 
 

@@ -25,12 +25,15 @@ class Request:
         Dim -> labels from a data file: the texts of coded columns, the names of the columns of a table.
     remarks
         What the user should know about how the data were read.
+    bundled
+        Whether the data are those that stand beside the model.
     """
 
     source: ModelSource
     data: dict[str, Any]
     labels: dict[str, list[str]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    bundled: bool = False
 
     def fit(self, engine: Engine, *, seed: int, progress: bool | None) -> Fit:
         """Fit the model with one engine; what goes wrong inside the model is told in one line."""
@@ -89,4 +92,5 @@ def read_request(model: str, data: Path | None, settings: Sequence[str], *, know
         if missing:
             raise InputError(f"--data is needed: the model takes {', '.join(takes)}; {', '.join(missing)} is missing")
         content = FileData({})
-    return Request(source, content.values | given, content.labels, content.remarks)
+    bundled = data is None and source.default_data is not None
+    return Request(source, content.values | given, content.labels, content.remarks, bundled)

@@ -44,6 +44,8 @@ NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.sear
 # mode has other scales, so only what is then at most so many nats, and one for each dimension, below the mode belongs
 # to it: from far down the way to any maximum leads up, and a second mode was missed by 31 of 32 climbs.
 ASCENT_STEPS, NEAR = 40, 10.0
+MOST = 0.5
+ARRIVED = 0.5  # nats: half of the dip that parts two modes, so that what is as high and not cut off is the same mode
 # Entries of a gradient are cut to this size, whose square is a number: at the edge of a support they can be larger.
 STEEPEST = 1e150
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
@@ -138,6 +140,11 @@ class Mode:
     laplace: Gaussian
     log_mass: float
 
+    @property
+    def log_density(self) -> float:
+        """Log density at its top."""
+        return self.log_mass - 0.5 * len(self.laplace.loc) * np.log(2 * np.pi) - self.laplace.log_det
+
 
 def mode_at(density: Density, point: np.ndarray) -> Mode | None:
     """Describe the mode at a point (D,); None where there is no proper mode."""
@@ -186,13 +193,17 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
     """
     known = known or Climbed((), (), 0)
     modes, counts, lost = list(known.modes), list(known.counts), known.num_lost
+    together = not exchangeable(density)
     for _ in bar(count(), desc="looking for modes"):
-        if modes and len(points) and not exchangeable(density):
-            points = _ascend(density, points, modes[0].laplace)
-            slopes = [_on_slope(density, modes, point, within=NEAR + density.dim) for point in points]
+        if modes and len(points) and together:
+            points = _ascend(density, points, modes[0])
+            slopes = _on_slopes(density, modes, points, within=NEAR + density.dim)
             for known_mode in (slope for slope in slopes if slope is not None):
                 counts[known_mode] += 1
-            points = points[[slope is None for slope in slopes]]
+            others = np.array([slope is None for slope in slopes])
+            # Where short steps lead few to a known mode, climbs one by one are as cheap.
+            together = others.mean() < MOST
+            points = points[others]
         if not len(points):
             break
         point, points = points[0], points[1:]
@@ -215,40 +226,55 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
     return Climbed(tuple(modes[i] for i in order), tuple(counts[i] for i in order), lost)
 
 
-def _ascend(density: Density, points: np.ndarray, q: Gaussian) -> np.ndarray:
-    """Take short steps uphill from points (n, D), all at once, in coordinates that whiten a Gaussian.
+def _ascend(density: Density, points: np.ndarray, mode: Mode) -> np.ndarray:
+    """Take short steps uphill from points (n, D), all at once, in coordinates that whiten a mode's Gaussian.
 
-    A step is at most one sd, or a fifth of the way to the Gaussian's centre, so that no mode is jumped over.
+    A step is at most one sd, or a fifth of the way to the Gaussian's centre, so that no mode is jumped over. A point
+    that has arrived, as high as the mode but for `ARRIVED`, stays where it is.
     """
+    q, top = mode.laplace, mode.log_density
     white = q.whiten(points)
     values, gradients = density.grad(points)
     for _ in range(ASCENT_STEPS):
-        uphill = np.nan_to_num(gradients @ q.scale if q.full_rank else gradients * q.scale)
+        going = np.flatnonzero(~(np.abs(values - top) < ARRIVED))
+        if not len(going):
+            break
+        at, slope = white[going], gradients[going]
+        uphill = np.nan_to_num(slope @ q.scale if q.full_rank else slope * q.scale)
         uphill = np.clip(uphill, -STEEPEST, STEEPEST)
-        most = np.maximum(1.0, 0.2 * np.linalg.norm(white, axis=1))
+        most = np.maximum(1.0, 0.2 * np.linalg.norm(at, axis=1))
         length = np.linalg.norm(uphill, axis=1)
-        ahead = white + uphill * np.minimum(1.0, most / np.maximum(length, 1e-300))[:, None]
+        ahead = at + uphill * np.minimum(1.0, most / np.maximum(length, 1e-300))[:, None]
         new_values, new_gradients = density.grad(q.transform(ahead))
-        better = new_values > values
-        white = np.where(better[:, None], ahead, white)
-        values, gradients = (
-            np.where(better, new_values, values),
-            np.where(better[:, None], new_gradients, gradients / 4),
-        )
+        better = new_values > values[going]
+        white[going] = np.where(better[:, None], ahead, at)
+        values[going] = np.where(better, new_values, values[going])
+        gradients[going] = np.where(better[:, None], new_gradients, slope / 4)
     return q.transform(white)
 
 
 def _on_slope(density: Density, modes: Sequence[Mode], point: np.ndarray, *, within: float = np.inf) -> int | None:
-    """Find the mode from which the log density falls, without a dip, to a point at most so many nats lower.
+    """Find the mode that a point (D,) belongs to; see `_on_slopes`."""
+    return _on_slopes(density, modes, point[None], within=within)[0]
 
-    The point may be any of its copies under other labels.
+
+def _on_slopes(
+    density: Density, modes: Sequence[Mode], points: np.ndarray, *, within: float = np.inf
+) -> list[int | None]:
+    """Find for each point (n, D) the first mode from which the log density falls to it without a dip.
+
+    It falls by at most ``within`` nats. The point may be any of its copies under other labels.
     """
+    found: list[int | None] = [None] * len(points)
     for i, mode in enumerate(modes):
-        (near,) = nearest_copies(density, mode.laplace, point[None])
-        values = _on_line(density, mode.laplace.loc, near)
-        if not _dips(values) and values[0] - values[-1] <= within:
-            return i
-    return None
+        left = [k for k, known in enumerate(found) if known is None]
+        if not left:
+            break
+        lines = _on_lines(density, mode.laplace.loc, nearest_copies(density, mode.laplace, points[left]))
+        for k, values in zip(left, lines, strict=True):
+            if not _dips(values) and values[0] - values[-1] <= within:
+                found[k] = i
+    return found
 
 
 def apart(density: Density, mode: Mode, point: np.ndarray) -> bool:
@@ -258,12 +284,14 @@ def apart(density: Density, mode: Mode, point: np.ndarray) -> bool:
 
 def dips(density: Density, one: np.ndarray, other: np.ndarray) -> bool:
     """Whether the log density dips on the line between two points."""
-    return _dips(_on_line(density, one, other))
+    return _dips(_on_lines(density, one, other[None])[0])
 
 
-def _on_line(density: Density, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _on_lines(density: Density, one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Log densities (n, LINE_POINTS) on the way from a point (D,) to each of others (n, D)."""
     share = np.linspace(0, 1, LINE_POINTS)[:, None]
-    return density.log_density((1 - share) * one + share * other)
+    lines = (1 - share) * one + share * others[:, None, :]
+    return density.log_density(lines.reshape(-1, len(one))).reshape(len(others), LINE_POINTS)
 
 
 def _dips(values: np.ndarray) -> bool:

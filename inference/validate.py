@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
-from inference.errors import InputError
+from inference.errors import InputError, one_line
 
 
 def model_function(model: Any) -> Callable[..., Any]:
@@ -104,6 +105,13 @@ def _as_tensor(label: str, value: Any) -> Any:
 
     Tensors are copied, so that a fit does not change with the caller's data.
     """
+    if isinstance(value, DataLoader):
+        raise InputError(
+            f"{label}: expected arrays or a Dataset, got a DataLoader; give the arrays of its data, and cut batches "
+            "with SVI(batch_size=...), which shuffles them by the seed of the fit."
+        )
+    if isinstance(value, Dataset):
+        value = _from_dataset(label, value)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, range):
@@ -122,6 +130,23 @@ def _as_tensor(label: str, value: Any) -> Any:
         dtype = torch.get_default_dtype() if value.is_floating_point() else value.dtype
         return value.detach().to(dtype, copy=True)
     return value
+
+
+def _from_dataset(label: str, value: Dataset) -> torch.Tensor:
+    """Stack the items of a dataset of single arrays, or numbers; they are held in memory."""
+    items = [value[i] for i in range(len(value))] if hasattr(value, "__len__") else []
+    if items and isinstance(items[0], tuple | list) and len(items[0]) == 1:  # TensorDataset(x)
+        items = [item[0] for item in items]
+    if not items or not isinstance(items[0], torch.Tensor | np.ndarray | Number):
+        got = f"items of {type(items[0]).__name__}" if items else "no items"
+        raise InputError(
+            f"{label}: expected a Dataset whose items are single arrays, got {got}; give each array to an argument of "
+            "its own, data={'x': images, 'y': labels} for instance."
+        )
+    try:
+        return torch.stack([torch.as_tensor(item) for item in items])
+    except RuntimeError as error:
+        raise InputError(f"{label}: expected items of equal shapes ({one_line(error)}).") from None
 
 
 def _stack(label: str, value: list | tuple) -> np.ndarray:

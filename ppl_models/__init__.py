@@ -4,6 +4,8 @@
 """
 
 from ppl_models.conjugate import BAYESIAN_LINEAR_REGRESSION, BETA_BINOMIAL, NORMAL_MEAN
+from ppl_models.deep_markov import DEEP_MARKOV
+from ppl_models.factor_loadings import BAYESIAN_FACTOR_ANALYSIS
 from ppl_models.hierarchical import EIGHT_SCHOOLS, EIGHT_SCHOOLS_CENTERED
 from ppl_models.hmm import (
     AUTOREGRESSIVE_HMM,
@@ -21,6 +23,7 @@ from ppl_models.hmm_structured import (
     STICKY_HMM,
     TRANSITION_COVARIATE_HMM,
 )
+from ppl_models.linear_latent import FACTOR_ANALYSIS, PROBABILISTIC_PCA
 from ppl_models.mixture import GAUSSIAN_MIXTURE, GAUSSIAN_MIXTURE_EXCHANGEABLE
 from ppl_models.mixture_counts import BERNOULLI_MIXTURE, MULTINOMIAL_MIXTURE, POISSON_MIXTURE
 from ppl_models.mixture_regression import REGRESSION_MIXTURE
@@ -81,5 +84,9 @@ MODELS: dict[str, Model] = {
         CONDITIONAL_VAE,
         SEMI_SUPERVISED_VAE,
         TWO_LAYER_VAE,
+        PROBABILISTIC_PCA,
+        FACTOR_ANALYSIS,
+        BAYESIAN_FACTOR_ANALYSIS,
+        DEEP_MARKOV,
     )
 }

@@ -129,6 +129,13 @@ def tumours() -> torch.Tensor:
     return torch.from_numpy(load_breast_cancer().data[:, :2].astype(np.float64))
 
 
+def wine() -> torch.Tensor:
+    """Load 13 measurements of 178 wines of three growers, standardised, shape (178, 13) (Forina et al. 1988)."""
+    from sklearn.datasets import load_wine
+
+    return torch.from_numpy(standardise(load_wine().data.astype(np.float64)))
+
+
 def exercises() -> torch.Tensor:
     """Load chin-ups, sit-ups and jumps of 20 men, counts of shape (20, 3) (A. C. Linnerud's fitness club data)."""
     from sklearn.datasets import load_linnerud

@@ -40,6 +40,21 @@ class Exact:
     log_evidence: float
 
 
+class HeldOut(NamedTuple):
+    """Rows that a model with networks is scored on, after training on others.
+
+    Attributes
+    ----------
+    data
+        As `Model.data` gives them, with these rows.
+    labels
+        What the rows are, (N,), for the colours of a figure; not seen by the model.
+    """
+
+    data: dict[str, Any]
+    labels: torch.Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A generative story with everything needed to try it.
@@ -78,6 +93,11 @@ class Model:
     settings_from
         ``settings_from(data)`` gives arguments that the model otherwise reads off its data, such as the moments that
         its priors are made of; with them new data are looked at under the priors of the old.
+    training
+        For models with networks: options of mini-batch training (``inference.SVI``) that suit the default data. Such a
+        model is trained with its own guide and judged row by row.
+    held_out
+        ``held_out()`` gives rows beside those of `data`, to score what was trained.
     """
 
     name: str
@@ -93,3 +113,5 @@ class Model:
     table: str | None = None
     may_miss: str | None = None
     settings_from: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    training: Mapping[str, Any] | None = None
+    held_out: Callable[[], HeldOut] | None = None

@@ -8,7 +8,7 @@ import torch
 
 from ppl_models import images
 from ppl_models.encoder import check_latents, num_encoded, posterior, standard_normal
-from ppl_models.model import Model
+from ppl_models.model import HeldOut, Model
 from ppl_models.networks import image_decoder, image_encoder
 from ppl_models.picture_simulation import simulate_pictures
 from ppl_models.pixels import binarise, check_images, look, observe, sample_dither
@@ -16,6 +16,7 @@ from ppl_models.pixels import binarise, check_images, look, observe, sample_dith
 # The best of those tried on scikit-learn's digits: docs/vae.md has the table.
 NUM_LATENTS = 8
 HIDDEN = (200, 200)
+TRAINING = {"elbo": "trace_mean_field", "batch_size": 100, "num_epochs": 100}
 
 
 def vae(
@@ -112,6 +113,12 @@ def data() -> dict[str, Any]:
     return {"x": images.digits().binarised().train.double()}
 
 
+def held_out() -> HeldOut:
+    """Give the 297 digits that other people wrote, with what they are."""
+    digits = images.digits().binarised()
+    return HeldOut({"x": digits.test}, digits.test_labels.int())
+
+
 VAE = Model(
     name="vae",
     model=vae,
@@ -120,4 +127,6 @@ VAE = Model(
     summary="variational autoencoder: pictures decoded from a latent vector by a network (1500 handwritten digits)",
     guide=vae_guide,
     may_miss="x",
+    training=TRAINING,
+    held_out=held_out,
 )

@@ -5,8 +5,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # before anything imports matplotlib
 import signal
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
+
+from ppl_models.simulation import own_stream
 
 torch.set_num_threads(1)  # the suite runs one worker per core
 
@@ -34,3 +37,11 @@ def restore_dtype():
     before = torch.get_default_dtype()
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def direct_pyro(restore_dtype):
+    """Run models without `fit`: in float64, with a random stream and a parameter store of their own."""
+    torch.set_default_dtype(torch.float64)
+    with pyro.get_param_store().scope(), own_stream(3):
+        yield

@@ -77,7 +77,7 @@ def two_rings():
 
 
 def test_auto_hands_over_in_both_modes(tmp_path):
-    result = fit(two_rings, {}, AutoVI(), seed=1)
+    result = fit(two_rings, {}, AutoVI(num_samples=3000), seed=1)
     assert (result.state["rung"], result.method) == ("nuts", "mcmc")
     assert "modes" in result.status.message
     right = (result.draws["x"][..., 0] > 0).mean(axis=1)

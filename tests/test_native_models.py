@@ -39,7 +39,7 @@ def own_state():
 
 def density(model, data):
     function = model_function(model)
-    return Density(read_sites(function, prepare_data(function, data)))
+    return Density(read_sites(function, prepare_data(function, data)), hold_params=True)  # networks as they begin
 
 
 def points(dim, num, radius):

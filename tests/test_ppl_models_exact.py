@@ -11,13 +11,7 @@ from scipy import integrate, stats
 from ppl_models import MODELS, Exact
 from ppl_models.simulation import own_stream
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("direct_pyro")
 
 
 def log_joint(model, data, **latents):

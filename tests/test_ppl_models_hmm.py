@@ -11,18 +11,11 @@ import torch
 
 from ppl_models.hidden_markov import HiddenMarkov
 from ppl_models.hmm_emissions import Autoregression
-from ppl_models.simulation import own_stream
 
 K, D, C = 3, 2, 4
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    with own_stream(3):
-        yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("direct_pyro")
 
 
 def rows(*shape):

@@ -15,19 +15,12 @@ from ppl_models.hidden_markov import HiddenMarkov
 from ppl_models.hmm_emissions import Autoregression
 from ppl_models.hmm_forecast import chain_at, forecast, last_state
 from ppl_models.linear_gaussian import LinearGaussian, forecast_series, smooth
-from ppl_models.simulation import own_stream
 from ppl_models.state_space import _accumulated
 
 K = 3
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    with own_stream(5):
-        yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("direct_pyro")
 
 
 def rows(*shape):

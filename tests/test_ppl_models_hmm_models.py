@@ -20,13 +20,7 @@ from ppl_models import MODELS, sequences
 from ppl_models.hidden_markov import HiddenMarkov
 from ppl_models.simulation import own_stream
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("direct_pyro")
 
 
 def chain_of(name, truth, data):

@@ -15,13 +15,7 @@ from ppl_models import MODELS
 from ppl_models.mixture_counts import Shares
 from ppl_models.simulation import own_stream
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("direct_pyro")
 
 
 def joint_parts(name, data, values):

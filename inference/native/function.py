@@ -4,6 +4,7 @@ import ctypes
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from inference.native.emit import emit
 from inference.native.lower import Lowered, lower
 from inference.native.values import BOOL, INT
 
-# A batch starts with this many points, which tell whether the rest is worth starting threads for (0.1 ms each).
-MIN_BATCH, WORTH_THREADS = 8, 2e-3
+# A batch that takes longer than this, in seconds, is shared out over threads, which takes some 0.05 ms.
+WORTH_THREADS = 2e-4
 # How long a compiler takes, on one core of 2023: to start, read the runtime and link, and per line.
 COMPILE_SECONDS = 0.2
 LINE_SECONDS = 3e-4
@@ -92,6 +93,9 @@ class NativeFunction:
         self.log_density_address = _address_of(density) if density else None
         self.copy_address = _address_of(self._library.ppl_copy) if density else None
         self._batch = self._library.ppl_batch if density else None
+        if density:
+            self._batch.argtypes = (ctypes.c_int64, *(ctypes.c_void_p,) * 4)
+        self._seconds: float | None = None  # that a point took
 
     def _dtype(self, name: str) -> np.dtype:
         return np.dtype({INT: np.int64, BOOL: np.bool_}.get(name, self._real))
@@ -118,28 +122,38 @@ class NativeFunction:
         if points.ndim != 2 or points.shape[1] != dim:
             raise ValueError(f"points: expected shape (n, {dim}), got {points.shape}.")
         gradients, values = np.empty_like(points), np.empty(len(points))
+        if self._seconds is None and len(points):
+            begin = time.perf_counter()
+            self._fill(points[:1], gradients[:1], values[:1])
+            self._seconds = time.perf_counter() - begin
+        if len(points) < 2 or self._seconds * len(points) < WORTH_THREADS:
+            self._fill(points, gradients, values)
+            return gradients, values
+        cuts = np.linspace(0, len(points), num_cores() + 1).astype(int)
+        own, *others = (slice(a, b) for a, b in pairwise(cuts))
+        tasks = [
+            _threads(os.getpid()).submit(self._fill, points[part], gradients[part], values[part]) for part in others
+        ]
         begin = time.perf_counter()
-        first = min(len(points), MIN_BATCH)
-        self._fill(points[:first], gradients[:first], values[:first])
-        seconds = (time.perf_counter() - begin) * (len(points) - first) / max(first, 1)
-        if seconds < WORTH_THREADS:
-            self._fill(points[first:], gradients[first:], values[first:])
-        else:
-            cuts = np.linspace(first, len(points), num_cores() + 1).astype(int)
-            with ThreadPoolExecutor(num_cores()) as threads:
-                parts = [slice(a, b) for a, b in pairwise(cuts)]
-                list(threads.map(lambda part: self._fill(points[part], gradients[part], values[part]), parts))
+        self._fill(points[own], gradients[own], values[own])
+        self._seconds = (time.perf_counter() - begin) / max(1, own.stop)
+        for task in tasks:
+            task.result()
         return gradients, values
 
     def _fill(self, points: np.ndarray, gradients: np.ndarray, values: np.ndarray) -> None:
-        pointers = (ctypes.c_void_p(a.ctypes.data) for a in (points, gradients, values))
-        if self._batch(ctypes.c_int64(len(points)), *pointers, self._table):
+        if self._batch(len(points), points.ctypes.data, gradients.ctypes.data, values.ctypes.data, self._table):
             raise MemoryError("native code: no memory for its intermediate results.")
 
 
 def num_cores() -> int:
     """Count the cores that this process may use, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_cores(), thread_name_prefix="ppl-batch")
 
 
 def _address_of(function: Any) -> int:
