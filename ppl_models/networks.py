@@ -4,6 +4,7 @@ A `Network` is the structure alone. It is made once for its settings; a call tak
 draws those that are not there yet. An eager step of training therefore builds and initialises nothing.
 """
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -23,6 +24,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 KINDS = ("dense", "convolutional")
+# torch puts the weights into the one structure for the time of a call, so threads take turns.
+_TURN = threading.RLock()
 # Layers of a convolutional network have this kernel and stride: each halves the sides, rounding up.
 KERNEL, STRIDE, PADDING = 3, 2, 1
 
@@ -79,7 +82,8 @@ class Network:
         weights = self._weights(name, like)
 
         def apply(*inputs: torch.Tensor) -> torch.Tensor:
-            output = functional_call(self.module, weights, inputs)
+            with _TURN:
+                output = functional_call(self.module, weights, inputs)
             return output.to(inputs[0].dtype) if isinstance(output, torch.Tensor) else output
 
         return apply

@@ -1,5 +1,7 @@
 """Networks whose weights live in the parameter store."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pyro
 import pytest
 import torch
@@ -64,3 +66,13 @@ def test_weights_of_another_size_are_refused():
     vae_guide(x=torch.ones(4, 3, 2), hidden=(5,))
     with pytest.raises(ValueError, match=r"param 'encoder.head.0.weight': .* shape \(5, 6\), .* need \(5, 9\)"):
         vae_guide(x=torch.ones(4, 3, 3), hidden=(5,))
+
+
+def test_threads_do_not_see_each_others_weights():
+    network, x = mlp(20, (30, 30), 20), torch.rand(50, 20)
+    calls = {name: network.bind(name, x) for name in ("a", "b")}
+    expected = {name: call(x) for name, call in calls.items()}
+    assert not torch.equal(expected["a"], expected["b"])  # control
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda i: (i % 2, calls["ab"[i % 2]](x)), range(400)))
+    assert all(torch.equal(result, expected["ab"[which]]) for which, result in results)

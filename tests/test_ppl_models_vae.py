@@ -199,7 +199,7 @@ def test_a_flow_has_the_density_of_its_draws(num_flows):
 def semi_supervised_terms(x, labels, weight, **settings):
     """The bound of each picture by hand, at the mean of z: a sum over the classes."""
     semi_supervised_vae_guide(x=x, labels=labels, num_classes=3, **settings)  # draws the weights
-    probs = classify(x, num_classes=3, hidden=settings["hidden"]).numpy()
+    probs = classify(x, num_classes=3, hidden=settings["hidden"], activation=settings["activation"]).numpy()
     labels = labels.numpy()
     total = np.zeros(len(x))
     for label in range(3):

@@ -10,10 +10,11 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
+from benchmarks.semi_supervised import DECAYS, generative, supervised
 from ppl_models import MODELS, images
 from ppl_models.vae import vae, vae_guide
 from ppl_models.vae_conditional import conditional_vae
-from ppl_models.vae_semi_supervised import classify, semi_supervised_vae
+from ppl_models.vae_semi_supervised import classify, few_labels, semi_supervised_vae
 
 SMALL = {"num_latents": 2, "hidden": (5,)}
 
@@ -79,6 +80,14 @@ def test_missing_pixels_are_filled_better_than_from_their_frequency():
     wrong = (torch.stack(means).mean(0) - digits.test)[unseen].square().mean()
     from_frequency = (digits.train.mean(0) - digits.test)[unseen].square().mean()
     assert wrong < 0.75 * from_frequency
+
+
+@pytest.mark.slow
+def test_few_labels_and_many_pictures_beat_the_labels_alone():
+    digits = images.digits().binarised()
+    labels = few_labels(digits.train_labels)
+    alone = max(np.mean([supervised(digits, labels, decay, seed) for seed in range(3)]) for decay in DECAYS)
+    assert generative(digits, labels, epochs=50, seed=0) > alone + 0.04
 
 
 # What is refused -------------------------------------------------------------------------------------------------
