@@ -11,6 +11,7 @@ proposal. Both are of whole parts over all their steps.
 import argparse
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ MODEL = MODELS["deep_markov"]
 NUM_PATHS, AT_ONCE = 4, 20
 FIRST_KL_WEIGHT = 0.2
 CLIP_NORM = 10.0
+LAST_LR = 0.01  # part of the learning rate at the end
 BETAS = (0.96, 0.999)  # as Krishnan et al.: momentum over more steps, since batches are small
 
 Part = tuple[torch.Tensor, torch.Tensor]
@@ -74,51 +76,66 @@ def importance_sampled(part: Part, settings: dict[str, int], num_samples: int) -
     return -log_mean.sum().item() / steps, variance.sum().sqrt().item() / steps
 
 
-def train(parts: dict[str, Part], settings: dict[str, int], options: argparse.Namespace) -> list[tuple[float, ...]]:
-    """Train until the time is up, and leave the parameters of the best validation bound in Pyro's store.
+@dataclass(frozen=True)
+class Look:
+    """The bound in nats per time step, of the training part in the last epoch and of the validation part."""
 
-    Returns the curve: epoch, minutes, negative ELBO per step in training (its last epoch) and validation.
-    """
-    elbo, steps = TraceMeanField_ELBO(), parts["train"][1].sum().item()
+    epoch: int
+    minutes: float
+    kl_weight: float
+    train: float
+    valid: float
+
+    def __str__(self) -> str:
+        kind = f"train {self.train:.3f} (KL weight {self.kl_weight:.2f})  valid {self.valid:.3f}"
+        return f"epoch {self.epoch:5d}  {self.minutes:5.1f} min  {kind}"
+
+
+def parameters() -> dict[str, Any]:
+    """Copy what is in Pyro's store."""
+    state = pyro.get_param_store().get_state()
+    return state | {"params": {name: value.detach().clone() for name, value in state["params"].items()}}
+
+
+def run_epoch(part: Part, guide: Any, settings: dict[str, int], adam: torch.optim.Optimizer, batch_size: int) -> float:
+    """Take a step for each batch; give the mean of their bounds per time step."""
+    elbo, total = TraceMeanField_ELBO(), 0.0
+    weights = adam.param_groups[0]["params"]
+    for rows in torch.randperm(len(part[0])).split(batch_size):
+        loss = elbo.differentiable_loss(MODEL.model, guide, **batch(part, rows, settings))
+        adam.zero_grad()
+        (loss / len(rows)).backward()
+        torch.nn.utils.clip_grad_norm_(weights, CLIP_NORM)
+        adam.step()
+        total += loss.item()
+    return total / part[1].sum().item()
+
+
+def train(parts: dict[str, Part], settings: dict[str, int], options: argparse.Namespace) -> list[Look]:
+    """Train until the time is up or Ctrl-C, and leave the parameters of the best validation bound in Pyro's store."""
     store = pyro.get_param_store()
-    elbo.loss(MODEL.model, MODEL.guide, **batch(parts["train"], torch.arange(1), settings))  # makes the parameters
+    # One look at the bound makes the parameters.
+    TraceMeanField_ELBO().loss(MODEL.model, MODEL.guide, **batch(parts["train"], torch.arange(1), settings))
     weights = [store[name].unconstrained() for name in store]
     adam = torch.optim.Adam(weights, lr=options.lr, betas=BETAS, weight_decay=options.weight_decay)
-    begin, epoch, best, curve = time.process_time(), 0, (math.inf, store.get_state()), []
-    while True:
-        share = (time.process_time() - begin) / (60 * options.minutes)
-        if share >= 1:
-            break
-        for group in adam.param_groups:  # falls to a hundredth over the last half
-            group["lr"] = options.lr * 0.01 ** max(0.0, 2 * share - 1)
-        kl_weight = min(1.0, FIRST_KL_WEIGHT + (1 - FIRST_KL_WEIGHT) * share / options.annealed)
-        guide, total = poutine.scale(MODEL.guide, scale=kl_weight), 0.0
-        for rows in torch.randperm(len(parts["train"][0])).split(options.batch_size):
-            loss = elbo.differentiable_loss(MODEL.model, guide, **batch(parts["train"], rows, settings))
-            adam.zero_grad()
-            (loss / len(rows)).backward()
-            torch.nn.utils.clip_grad_norm_(weights, CLIP_NORM)
-            adam.step()
-            total += loss.item()
-        epoch += 1
-        if epoch % options.every == 0:
-            valid = bound(parts["valid"], settings)
-            curve.append((epoch, (time.process_time() - begin) / 60, total / steps, valid))
-            print(
-                "epoch {:5.0f}  {:5.1f} min  train {:.3f} (KL weight {:.2f})  valid {:.3f}".format(
-                    *curve[-1][:3], kl_weight, valid
-                ),
-                flush=True,
-            )
-            if valid < best[0]:
-                best = (
-                    valid,
-                    {
-                        n: {k: w.detach().clone() for k, w in v.items()} if n == "params" else v
-                        for n, v in store.get_state().items()
-                    },
-                )
-    store.set_state(best[1])
+    begin, share, curve, best = time.process_time(), 0.0, [], parameters()
+    epoch = 0
+    try:
+        while share < 1:
+            adam.param_groups[0]["lr"] = options.lr * LAST_LR ** max(0.0, 2 * share - 1)  # falls over the last half
+            kl_weight = min(1.0, FIRST_KL_WEIGHT + (1 - FIRST_KL_WEIGHT) * share / options.annealed)
+            guide = poutine.scale(MODEL.guide, scale=kl_weight)
+            loss = run_epoch(parts["train"], guide, settings, adam, options.batch_size)
+            epoch, share = epoch + 1, (time.process_time() - begin) / (60 * options.minutes)
+            if epoch % options.every == 0 or share >= 1:
+                look = Look(epoch, share * options.minutes, kl_weight, loss, bound(parts["valid"], settings))
+                print(look, flush=True)
+                if not curve or look.valid < min(old.valid for old in curve):
+                    best = parameters()
+                curve.append(look)
+    except KeyboardInterrupt:
+        print("stopped by hand", flush=True)
+    store.set_state(best)
     return curve
 
 
@@ -126,28 +143,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="JSON file of the chorales")
     parser.add_argument("--minutes", type=float, default=30.0, help="of one core's time, for training")
-    parser.add_argument("--num-latents", type=int, default=64)
+    parser.add_argument("--num-latents", type=int, default=48)
     parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--rnn-hidden", type=int, default=400)
+    parser.add_argument("--rnn-hidden", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.0)
-    parser.add_argument("--annealed", type=float, default=0.2, help="share of the time until the KL counts fully")
+    parser.add_argument("--annealed", type=float, default=0.3, help="share of the time until the KL counts fully")
     parser.add_argument("--num-samples", type=int, default=500, help="of importance sampling")
     parser.add_argument("--every", type=int, default=10, help="epochs between two looks at the validation part")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_default_dtype(torch.float32)
-    pyro.enable_validation(False)
     pyro.set_rng_seed(options.seed)
     pyro.clear_param_store()
+    with pyro.validation_enabled(False):
+        report(options)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Train, and print the curve and the scores."""
     settings = {name: getattr(options, name) for name in ("num_latents", "hidden", "rnn_hidden")}
     parts = {}
     for name in ("train", "valid", "test"):
         x, lengths = jsb_chorales(options.path, name)
         parts[name] = x.float(), lengths
-    curve = train(parts, settings, options)
-    print(f"\n{described()} {torch.get_num_threads()} threads; {options.minutes:g} minutes, {curve[-1][0]} epochs.\n")
+    last = train(parts, settings, options)[-1]
+    threads = torch.get_num_threads()
+    print(f"\n{described()} {threads} threads; {last.minutes:.1f} minutes, {last.epoch} epochs.\n")
     rows = []
     for name, part in parts.items():
         estimate, error = importance_sampled(part, settings, options.num_samples)
