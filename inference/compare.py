@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,9 @@ from inference.limits import CORRELATION_REMARK
 from inference.quantities import Quantities, common_quantities, name_list
 from inference.verdict import check_quantities
 from inference.verdict_kinds import Verdict, VerdictKind, finite
+
+if TYPE_CHECKING:
+    from inference.latent_view import LatentView
 
 # Correlations of more quantities than this would take a matrix of over 100 MB.
 MAX_CORRELATED = 4000
@@ -75,6 +78,8 @@ class Comparison:
         evaluations, and for chains gradients per effective draw.
     remarks
         What was compared and what was left out.
+    latent
+        Of `inference.latent_view.LatentView.comparison`, the view that the report shows; else None.
     """
 
     fits: dict[str, Fit]
@@ -86,6 +91,7 @@ class Comparison:
     joints: dict[str, JointDistance]
     costs: pd.DataFrame
     remarks: tuple[str, ...]
+    latent: "LatentView | None" = None
 
     @property
     def believed(self) -> str:

@@ -107,8 +107,14 @@ def to_datatree(
     tree = xr.DataTree.from_dict({name: _dataset(name, group, labels) for name, group in groups.items()})
     tree.attrs |= _attributes(fit)
     if fit.history:
-        tree["vi_trace"] = xr.DataTree(xr.Dataset({name: ("step", value) for name, value in fit.history.items()}))
+        tree["vi_trace"] = xr.DataTree(
+            xr.Dataset({name: (_history_dim(name), value) for name, value in fit.history.items()})
+        )
     return tree
+
+
+def _history_dim(name: str) -> str:
+    return "evaluation" if name.startswith("validation") else "step"
 
 
 def _group(values: Mapping[str, np.ndarray], dims: Mapping[str, Sequence[str]]) -> Group:

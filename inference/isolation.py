@@ -18,6 +18,8 @@ from inference.errors import InputError
 MAX_SEED = 2**32 - 1  # numpy takes no larger one
 # Pyro's state belongs to the process, so threads take turns; a thread may nest blocks.
 _TURN = threading.RLock()
+# Threads that the callers of the blocks had, the innermost last.
+_CALLER_THREADS: list[int] = []
 
 
 class _BorrowedModules(Messenger):
@@ -66,6 +68,17 @@ def _linear_algebra() -> ThreadpoolController:
 
 
 @contextmanager
+def caller_threads() -> Iterator[None]:
+    """Use as many threads as the caller of the outermost block has: large products of matrices are worth them."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(_CALLER_THREADS[0] if _CALLER_THREADS else own)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
+
+
+@contextmanager
 def isolated(
     seed: int,
     *,
@@ -110,6 +123,7 @@ def isolated(
         rng_state = get_rng_state()
         cuda_state = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
         outer_dtype, outer_threads = torch.get_default_dtype(), torch.get_num_threads()
+        _CALLER_THREADS.append(outer_threads)
         modules = _BorrowedModules(module_values or {}, own)
         outer_handlers, _PYRO_STACK[:] = list(_PYRO_STACK), [modules]
         outer_plates, _DIM_ALLOCATOR._stack = _DIM_ALLOCATOR._stack, []
@@ -128,6 +142,7 @@ def isolated(
                 yield
         finally:
             modules.put_back()
+            _CALLER_THREADS.pop()
             _PYRO_STACK[:] = outer_handlers
             _DIM_ALLOCATOR._stack, _ENUM_ALLOCATOR.__dict__ = outer_plates, outer_enumeration
             torch.set_default_dtype(outer_dtype)

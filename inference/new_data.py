@@ -30,7 +30,8 @@ def sites_at(fit: Fit, sites: Sites, new_data: Mapping[str, Any] | None) -> Site
         depends on what has changed, or that belongs to the old rows.
     """
     if new_data is not None:
-        sites = _read(fit, sites, new_data)
+        old, sites = sites, read_new(fit, sites, new_data)
+        _check_latents(fit, old, sites)
     if sites.subsampled:
         plate, size = next(iter(sites.subsampled.items()))
         raise InputError(
@@ -64,7 +65,8 @@ def latent_draws(fit: Fit, sites: Sites, num_draws: int | None = None) -> tuple[
     return draws, (fit.num_chains, len(chosen))
 
 
-def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
+def read_new(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
+    """Read the model at new data, whose latents may have any shape; arguments and errors as for `sites_at`."""
     if not isinstance(new_data, Mapping):
         raise InputError(f"new_data: expected a mapping as the fit was given, got {type(new_data).__name__}.")
     read_off = getattr(fit.model, "settings_from", None)
@@ -82,9 +84,7 @@ def _read(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
     for name, value in prepared.items():
         if isinstance(value, torch.Tensor):
             prepared[name] = _like(f"new_data['{name}']", value, arrays.get(name))
-    new = read_sites(old.function, prepared)
-    _check_latents(fit, old, new)
-    return new
+    return read_sites(old.function, prepared)
 
 
 def _like(label: str, value: torch.Tensor, old: Any) -> torch.Tensor:

@@ -55,13 +55,24 @@ class WeightedObjective(ELBO):
         As in ``pyro.infer.ELBO``.
     enumerate_discrete
         Sum out the discrete sites of the model that are marked for it.
+    vectorize_particles
+        Run model and guide once, in a plate of K draws; see `vectorized`.
     """
 
     # Whether the particles' weights stand inside a logarithm, so that a subsampled log weight is no estimate.
     nonlinear = True
 
-    def __init__(self, *, num_particles: int, max_plate_nesting: int, enumerate_discrete: bool = False) -> None:
-        super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting)
+    def __init__(
+        self,
+        *,
+        num_particles: int,
+        max_plate_nesting: int,
+        enumerate_discrete: bool = False,
+        vectorize_particles: bool = False,
+    ) -> None:
+        super().__init__(
+            num_particles=num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=vectorize_particles
+        )
         self.enumerate_discrete = enumerate_discrete
 
     def shares(self, log_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -74,15 +85,14 @@ class WeightedObjective(ELBO):
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Give a tensor with the value of the loss and the gradient of this estimator."""
-        particles = [self._particle(model, guide, args, kwargs) for _ in range(self.num_particles)]
-        scale = particles[0].scale
-        total = torch.stack([p.log_weight for p in particles]) / scale
-        score = torch.stack([p.score for p in particles]) / scale
+        particles = self._particles(model, guide, args, kwargs)
+        scale = particles.scale
+        total, score = particles.log_weight / scale, particles.score / scale
         fixed = total.detach()
         path, of_score, of_model = self.shares(fixed)
         surrogate = path * (total + score) + of_score * score
-        if particles[0].log_joint is not None:
-            surrogate = surrogate + (of_model - path) * torch.stack([p.log_joint for p in particles]) / scale
+        if particles.log_joint is not None:
+            surrogate = surrogate + (of_model - path) * particles.log_joint / scale
         surrogate = scale * surrogate.sum()
         return -scale * self.value(fixed).sum() - (surrogate - surrogate.detach())
 
@@ -100,6 +110,17 @@ class WeightedObjective(ELBO):
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Any:
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+    def _particles(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particle:
+        """Give all draws as one, with a leading dim of K."""
+        if self.vectorize_particles:
+            model, guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
+            return self._particle(model, guide, args, kwargs)
+        each = [self._particle(model, guide, args, kwargs) for _ in range(self.num_particles)]
+        joints = None if each[0].log_joint is None else torch.stack([p.log_joint for p in each])
+        return Particle(
+            torch.stack([p.log_weight for p in each]), torch.stack([p.score for p in each]), joints, each[0].scale
+        )
 
     def _particle(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particle:
         seen_guide, seen_model = poutine.trace(guide), poutine.trace(model)
@@ -199,6 +220,42 @@ class ReweightedWakeSleep(WeightedObjective):
         """See `WeightedObjective.shares`."""
         v = log_weights.softmax(0)
         return torch.zeros_like(v), v, v
+
+
+def vectorized(
+    objective: WeightedObjective, model: Callable, guide: Callable, data: dict[str, Any]
+) -> WeightedObjective | None:
+    """Give the objective that draws all K particles in one run; None where model or guide do not broadcast over them.
+
+    Whether they do is checked at the first and the last draw, by the log weights of runs of their own.
+    """
+    if objective.enumerate_discrete:
+        return None
+    num, nesting = objective.num_particles, objective.max_plate_nesting
+    once = type(objective)(num_particles=num, max_plate_nesting=nesting, vectorize_particles=True)
+    try:
+        with torch.no_grad():
+            wide_guide = poutine.trace(once._vectorized_num_particles(guide))
+            found = once._particle(once._vectorized_num_particles(model), wide_guide, (), data).log_weight
+            for i in (0, num - 1):
+                fixed = _one_of(fixed_values(wide_guide.trace), i, -once.max_plate_nesting)
+                one = objective._particle(model, poutine.replay(guide, trace=fixed), (), data).log_weight
+                if found.shape != (num, *one.shape) or not torch.allclose(found[i], one, rtol=1e-4, atol=1e-3):
+                    return None
+    except Exception:  # a model that does not broadcast can fail in any way
+        return None
+    return once
+
+
+def _one_of(trace: poutine.Trace, i: int, dim: int) -> poutine.Trace:
+    """Take one draw of each site whose value has the plate of draws at the batch dim ``dim``."""
+    for name, node in trace.nodes.items():
+        if isinstance(node["fn"], _Subsample):
+            continue
+        axis = node["value"].dim() - node["fn"].event_dim + dim
+        if axis >= 0:
+            trace.nodes[name]["value"] = node["value"].select(axis, i)
+    return trace
 
 
 class TensorMonteCarlo(TraceTMC_ELBO):

@@ -27,13 +27,13 @@ class TorchStepper:
 
     def __init__(self, factory: Factory, *, lr: float, schedule: Callable | None, clip_norm: float | None) -> None:
         self.factory, self.lr, self.schedule, self.clip_norm = factory, lr, schedule, clip_norm
+        self.each_step = True  # whether the schedule moves at every step
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: Any = None
         self.known: set[torch.Tensor] = set()
 
-    def step(self, params: Iterable[torch.Tensor]) -> float:
-        """Take one step; return the gradient norm before clipping."""
-        params = list(params)
+    def prepare(self, params: Iterable[torch.Tensor]) -> None:
+        """Make the optimiser, or tell it of parameters that are new."""
         new = [p for p in params if p not in self.known]
         if self.optimizer is None:
             self.optimizer = self.factory(new, lr=self.lr)
@@ -41,11 +41,16 @@ class TorchStepper:
         elif new:
             self.optimizer.add_param_group({"params": new, "lr": self.optimizer.param_groups[0]["lr"]})
         self.known.update(new)
-        norm = _norm(params)
+
+    def step(self, params: Iterable[torch.Tensor], norm: float | None = None) -> float:
+        """Take one step; return the gradient norm before clipping, which is computed unless given."""
+        params = list(params)
+        self.prepare(params)
+        norm = gradient_norm(params) if norm is None else norm
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(params, self.clip_norm)
         self.optimizer.step()
-        if self.scheduler is not None:
+        if self.scheduler is not None and self.each_step:
             self.scheduler.step()
         self.optimizer.zero_grad()
         return norm
@@ -71,10 +76,10 @@ class PyroStepper:
     def __init__(self, optimizer: PyroOptim) -> None:
         self.optimizer = optimizer
 
-    def step(self, params: Iterable[torch.Tensor]) -> float:
-        """Take one step; return the gradient norm before clipping."""
+    def step(self, params: Iterable[torch.Tensor], norm: float | None = None) -> float:
+        """Take one step; return the gradient norm before clipping, which is computed unless given."""
         params = list(params)
-        norm = _norm(params)
+        norm = gradient_norm(params) if norm is None else norm
         self.optimizer(params)
         if isinstance(self.optimizer, PyroLRScheduler):
             self.optimizer.step()
@@ -148,6 +153,18 @@ class AdamRates:
             self._optimizer.param_groups[0]["lr"] *= factor
 
 
+def fused(optimizer: Any) -> Any:
+    """Give a torch Adam that moves all parameters in one operation: a third of the time of one after another."""
+    inner, options = optimizer, {}
+    while isinstance(inner, partial) and not inner.args:
+        inner, options = inner.func, {**inner.keywords, **options}
+    inner = OPTIMISERS.get(inner, inner) if isinstance(inner, str) else inner
+    chosen = {"fused", "foreach", "capturable", "differentiable"} & set(options)
+    if inner not in (torch.optim.Adam, torch.optim.AdamW) or chosen:
+        return optimizer
+    return partial(inner, **options, fused=True)
+
+
 def make_stepper(
     optimizer: str | Factory | PyroOptim, *, lr: float, schedule: Callable | None, clip_norm: float | None
 ) -> TorchStepper | PyroStepper:
@@ -175,6 +192,7 @@ def make_stepper(
     return TorchStepper(optimizer, lr=lr, schedule=schedule, clip_norm=clip_norm)
 
 
-def _norm(params: list[torch.Tensor]) -> float:
+def gradient_norm(params: Iterable[torch.Tensor]) -> float:
+    """Norm of all gradients together; not finite where one of them is not."""
     gradients = [p.grad for p in params if p.grad is not None]
-    return float(torch.stack([g.norm() for g in gradients]).norm()) if gradients else 0.0
+    return float(torch.stack(torch._foreach_norm(gradients)).norm()) if gradients else 0.0

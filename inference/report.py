@@ -48,6 +48,15 @@ CAPTIONS = {
     "co-clustering": "How probably two rows are in one cluster, whatever its label. Lines part the clusters of the "
     "point clustering.",
     "states": "The series over its most probable states, and the probabilities of all states.",
+    "reconstructions": "Rows as they are given (missing entries in blue), and decoded from the means of their codes.",
+    "prior samples": "Decoded draws of the prior.",
+    "traversals": "One latent of a row is moved from -3 to 3 at a time; those with the largest KL.",
+    "latents": "Posterior means of the rows in the two latents with the largest KL.",
+    "latent usage": "KL from the encoder to the prior by latent. Inactive latents, in grey, are the same for all rows.",
+    "gaps": "What the family of the encoder and the encoder itself lose against log p(x), with Monte Carlo errors.",
+    "posteriors": "Draws of NUTS, the encoder, and a Gaussian fitted to the row alone, in the two latents in which the "
+    "encoder is the furthest off. Ellipses cover two sds.",
+    "learning curve": "The bound per row during training.",
     "ranks": "Ranks of the same chains: lines inside the grey area agree with each other.",
 }
 STYLESHEET = Path(__file__).with_name("report.css")
@@ -76,6 +85,7 @@ def html(comparison: "Comparison") -> str:
         _how_to_read(comparison),
         _figures(comparison_figures(comparison), ("marginals", "errors", "pair")),
         _discrete(comparison),
+        _latent(comparison),
         *(_table(comparison, name) for name in comparison.verdicts),
         _costs(comparison),
         _how_made(comparison),
@@ -257,6 +267,16 @@ def _discrete(comparison: "Comparison") -> str:
     figures = view.figures()
     heading = f"<h2>Discrete sites, by {escape(comparison.believed)}</h2>"
     return f"<section>{heading}{said}{''.join(_figure(name, figure) for name, figure in figures.items())}</section>"
+
+
+def _latent(comparison: "Comparison") -> str:
+    """Scores, latents and figures of a trained latent-variable model; empty where the fits are of another kind."""
+    view = comparison.latent
+    if view is None:
+        return ""
+    said = "".join(f"<pre>{escape(part)}</pre>" for part in str(view).split("\n\n"))
+    figures = "".join(_figure(name, figure) for name, figure in view.figures().items())
+    return f"<section><h2>Latent variables</h2><div class='scroll'>{said}</div>{figures}</section>"
 
 
 def _how_made(comparison: "Comparison") -> str:

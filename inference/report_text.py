@@ -45,7 +45,7 @@ def comparison_text(comparison: "Comparison") -> str:
         title = f"{comparison.fits[name].model_name}: {name} against {comparison.reference}".removeprefix(": ")
         lines += [f"{title}: {comparison.fits[name].engine!r}", ""]
         lines += [*_candidate_table(comparison, name), *_wrapped(candidate_facts(comparison, name)), ""]
-    lines += [_cost_table(comparison), ""]
+    lines += [str(comparison.latent), ""] if comparison.latent is not None else [_cost_table(comparison), ""]
     for remark in [*engine_notes(comparison), *comparison.remarks]:
         lines += [*wrap(remark), ""]
     lines += [f"Reference {comparison.reference}: {comparison.reference_verdict}", ""]

@@ -69,7 +69,7 @@ class Sites:
     @property
     def enumerated(self) -> Callable[..., Any]:
         """The model with every discrete site that can be enumerated marked for it."""
-        return poutine.infer_config(self.function, config_fn=_mark_enumerable)
+        return poutine.infer_config(self.function, config_fn=mark_enumerable)
 
     def groups(self) -> tuple[dict[str, Site], ...]:
         """Sites whose values a fit holds, in the order in which it holds them, then the observed ones."""
@@ -128,7 +128,7 @@ def is_discrete(distribution: Any) -> bool:
     return bool(getattr(distribution, "has_enumerate_support", False) or distribution.support.is_discrete)
 
 
-def _mark_enumerable(site: dict) -> dict:
+def mark_enumerable(site: dict) -> dict:
     """Ask for parallel enumeration, overriding a user's "sequential", which the density cannot follow."""
     if site["is_observed"] or not getattr(site["fn"], "has_enumerate_support", False):
         return {}

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from inference.conditional import MAX_DRAWN
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Status
@@ -15,6 +17,8 @@ from inference.sites import Sites
 
 # Draws from which it is estimated how much shifting and rescaling them would gain.
 GAIN_DRAWS = 1000
+# Chains are kept while each has as many draws as R-hat needs.
+_FEWEST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +31,33 @@ class Drawn:
     notes: tuple[str, ...]
 
 
+def affordable(sites: Sites, shape: tuple[int, int]) -> tuple[tuple[int, int], str]:
+    """Give so many chains and draws that all sites together have at most `MAX_DRAWN` numbers, and say if they are few.
+
+    First draws are left out, down to 4 in each chain, then chains, then draws of the one that is left.
+    """
+    kept = {**sites.latent, **sites.unenumerable, **sites.deterministic}
+    each = sum(prod(site.shape) for site in kept.values())
+    num = max(1, MAX_DRAWN // max(each, 1))
+    chains, draws = shape
+    if chains * draws <= num:
+        return shape, ""
+    chains = max(1, min(chains, num // _FEWEST))
+    draws = max(1, min(draws, num // chains))
+    return (chains, draws), (
+        f"{chains} x {draws} draws were kept in place of {shape[0]} x {shape[1]}: each has {each} numbers, and more "
+        f"than {MAX_DRAWN} are not held"
+    )
+
+
 def draw(
-    guide: Callable, sites: Sites, density: Density | None, shape: tuple[int, int], *, laplace_seed: int | None
+    guide: Callable,
+    sites: Sites,
+    density: Density | None,
+    shape: tuple[int, int],
+    *,
+    laplace_seed: int | None,
+    reason: str = "",
 ) -> Drawn:
     """Draw from a fitted guide.
 
@@ -42,6 +71,8 @@ def draw(
         Chains and draws in each.
     laplace_seed
         Where the guide is a point at the mode: draw from Laplace's Gaussian there, with this seed.
+    reason
+        Why there is no density, where it is none of the usual reasons.
     """
     notes = [density.reason] if density is not None and density.reason else []
     state: dict[str, Any] = {}
@@ -51,7 +82,8 @@ def draw(
         draws, log_q = draw_guide(guide, sites, shape[0] * shape[1])
         if density is None:
             points, stats = None, {}
-            notes.append("no log weights: the model has no flat log density (subsampled plates or integer sites)")
+            usual = "no log weights: the model has no flat log density (subsampled plates or integer sites)"
+            notes.append(reason or usual)
         else:
             points, stats, remark = unconstrained_draws(density, draws, log_q)
             notes += [remark] if remark else []

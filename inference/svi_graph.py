@@ -6,9 +6,9 @@ recorded whose steps differ only in the values of the parameters and in the rand
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -146,20 +146,54 @@ def record_step(loss: ELBO, model: Callable, guide: Callable, data: Mapping[str,
     Exception
         Whatever recording raises, and `ArithmeticError` where the graph does not give Pyro's numbers.
     """
-    particles = 1
-    if type(loss) in _MEANS and not loss.vectorize_particles:
-        loss, particles = copy.copy(loss), loss.num_particles
-        loss.num_particles = 1
+    loss, particles = one_particle(loss)
+    recorded = _record(lambda: loss.loss_and_grads(model, guide, **data), [()], _Inspect(), lift=True)
+    return replace(recorded, particles=particles)
 
-    def step() -> Any:
-        return loss.loss_and_grads(model, guide, **data)
 
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), pyro.validation_enabled(False):
+def record_batch_step(
+    step: Callable[..., Any], examples: Sequence[tuple[torch.Tensor, ...]], *, particles: int, plates: tuple[str, ...]
+) -> StepGraph:
+    """Record a step whose data are inputs, too: the graph is ``(*params, *inputs) -> (loss, *gradients)``.
+
+    Random numbers stay in the graph, and come from torch's own stream.
+
+    Parameters
+    ----------
+    step
+        Takes inputs, leaves gradients in the parameters and returns the loss of one particle.
+    examples
+        Inputs, at the first of which it is recorded. At all of them it is checked.
+    particles
+        Runs of the graph per step.
+    plates
+        Plates that may be subsamples, since their rows are inputs.
+
+    Raises
+    ------
+    Exception
+        As `record_step`.
+    """
+    return replace(_record(step, examples, _Inspect(plates), lift=False), particles=particles)
+
+
+def one_particle(loss: ELBO) -> tuple[ELBO, int]:
+    """Give a loss of one particle, and over how many runs of it to average; itself and 1 where it is no average."""
+    if type(loss) not in _MEANS or loss.vectorize_particles:
+        return loss, 1
+    single = copy.copy(loss)
+    single.num_particles = 1
+    return single, loss.num_particles
+
+
+def _record(
+    step: Callable[..., Any], examples: Sequence[tuple[torch.Tensor, ...]], seen: "_Inspect", *, lift: bool
+) -> StepGraph:
+    with torch.random.fork_rng(), warnings.catch_warnings(), pyro.validation_enabled(False):
         warnings.simplefilter("ignore")  # of NaN, at points that were only tried
-        seen = _Inspect()
         try:
             with seen:
-                step()
+                step(*examples[0])
             # One may have two names.
             params = tuple({id(p): p for p in seen.params.values() if p.grad is not None}.values())
         finally:
@@ -167,16 +201,16 @@ def record_step(loss: ELBO, model: Callable, guide: Callable, data: Mapping[str,
         if not params:
             raise UntraceableError("no parameter has a gradient")
 
-        def recorded_step(*_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def recorded_step(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
             with _Pure(params) as pure:
-                return step(), *pure.gradients
+                return step(*arguments[len(params) :]), *pure.gradients
 
         with _pure_operations():
             # The recorder follows the very tensors it is given, so the store's own are the inputs.
-            graph = record(recorded_step, *params)
-        noise = _lift(graph, params)
-        recorded = StepGraph(graph, params, noise, particles)
-        _verify(recorded, step)
+            graph = record(recorded_step, *params, *examples[0])
+        noise = _lift(graph, params) if lift else ()
+        recorded = StepGraph(graph, params, noise, 1)
+        _verify(recorded, step, examples)
     return recorded
 
 
@@ -188,8 +222,9 @@ def _clear(params: Any) -> None:
 class _Inspect(Messenger):
     """Collects the parameters of a step, and refuses what changes from step to step or has no pathwise gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self, batched: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.batched = batched
         self.params: dict[str, torch.Tensor] = {}
         self._known: set[str] = set()
 
@@ -198,7 +233,7 @@ class _Inspect(Messenger):
 
     def _pyro_post_sample(self, msg: dict) -> None:
         for frame in msg["cond_indep_stack"]:
-            if frame.full_size and frame.size < frame.full_size:
+            if frame.full_size and frame.size < frame.full_size and frame.name not in self.batched:
                 raise UntraceableError(f"plate '{frame.name}' is subsampled")
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or msg["name"] in self._known:
             return
@@ -308,23 +343,24 @@ def _noise(node: Node, result: torch.Tensor) -> Noise | None:
     )
 
 
-def _verify(recorded: StepGraph, step: Callable[[], Any]) -> None:
+def _verify(recorded: StepGraph, step: Callable[..., Any], examples: Sequence[tuple[torch.Tensor, ...]]) -> None:
     """Compare the graph with Pyro at the start and at points around it, with equal random numbers."""
     params = recorded.params
     before = [p.detach().clone() for p in params]
     try:
         for seed in range(VERIFY_POINTS):
             torch.manual_seed(seed)
+            inputs = examples[seed % len(examples)]
             if seed:
                 for p, start in zip(params, before, strict=True):
                     p.data.copy_(start + VERIFY_RADIUS * torch.randn_like(start))
-            state = torch.get_rng_state()
+            torch.manual_seed(VERIFY_POINTS + seed)
             with _SameDraws():
-                expected = torch.as_tensor(float(step()), dtype=params[0].dtype)
+                expected = torch.as_tensor(float(step(*inputs))).to(params[0])
             expected_gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
             _clear(params)
-            torch.set_rng_state(state)
-            loss, gradients = recorded.evaluate([tuple(noise.draw(1)[0] for noise in recorded.noise)])
+            torch.manual_seed(VERIFY_POINTS + seed)
+            loss, gradients = recorded.evaluate([(*inputs, *(noise.draw(1)[0] for noise in recorded.noise))])
             if not (torch.isfinite(expected) or seed):
                 raise UntraceableError("the loss is not finite at the start")
             check_same([expected, *expected_gradients], [loss, *gradients])
@@ -344,6 +380,10 @@ def check_same(expected: Iterable[torch.Tensor], got: Iterable[torch.Tensor]) ->
 
 class _SameDraws(TorchDispatchMode):
     """Draws as recorded graphs do, where torch would use another algorithm for the same distribution."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it would import torch's compiler, for seconds
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         draw = BATCHABLE_DRAWS.get(func.overloadpacket)

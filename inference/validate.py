@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
-from inference.errors import InputError
+from inference.errors import InputError, one_line
 
 
 def model_function(model: Any) -> Callable[..., Any]:
@@ -36,7 +37,8 @@ def prepare_data(
         The Pyro model; its arguments are named by the keys of ``data``.
     data
         Tensors, arrays, nested lists, pandas columns, numbers, strings, ``None`` or anything else the model takes.
-        Floating values are converted to torch's default dtype; integers and booleans keep theirs.
+        Floating values are converted to torch's default dtype; integers and booleans keep theirs. A list or tuple for
+        an argument whose default is a tuple is a setting, such as the widths of layers, and becomes a tuple.
     may_miss
         The argument in which NaN stands for a missing value, if the model knows any (`missing_argument`).
     label
@@ -50,7 +52,13 @@ def prepare_data(
     if not isinstance(data, Mapping):
         raise InputError(f"data: expected one mapping from argument names to values, got {type(data).__name__}.")
     check_names(function, data)
-    prepared = {name: _as_tensor(f"{label}['{name}']", value) for name, value in data.items()}
+    settings = _tuple_settings(function)
+    prepared = {
+        name: tuple(value)
+        if name in settings and isinstance(value, list | tuple)
+        else _as_tensor(f"{label}['{name}']", value)
+        for name, value in data.items()
+    }
     for name, value in prepared.items():
         table = name == may_miss and isinstance(value, torch.Tensor)
         _check_finite(f"{label}['{name}']", value[~torch.isnan(value)] if table else value)
@@ -82,6 +90,12 @@ def check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
         raise InputError(f"data: the model needs {', '.join(missing)}; it takes {listing}, and was given {given}.")
 
 
+def _tuple_settings(function: Callable[..., Any]) -> set[str]:
+    """Name the arguments whose default is a tuple."""
+    target = function.forward if isinstance(function, torch.nn.Module) else function
+    return {p.name for p in inspect.signature(target).parameters.values() if isinstance(p.default, tuple)}
+
+
 # A list with one of these in it is meant as an array; one of text or other objects is the model's own business.
 _NUMERIC = (Number, np.ndarray, np.generic, list, tuple)
 
@@ -91,6 +105,13 @@ def _as_tensor(label: str, value: Any) -> Any:
 
     Tensors are copied, so that a fit does not change with the caller's data.
     """
+    if isinstance(value, DataLoader):
+        raise InputError(
+            f"{label}: expected arrays or a Dataset, got a DataLoader; give the arrays of its data, and cut batches "
+            "with SVI(batch_size=...), which shuffles them by the seed of the fit."
+        )
+    if isinstance(value, Dataset):
+        value = _from_dataset(label, value)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, range):
@@ -109,6 +130,23 @@ def _as_tensor(label: str, value: Any) -> Any:
         dtype = torch.get_default_dtype() if value.is_floating_point() else value.dtype
         return value.detach().to(dtype, copy=True)
     return value
+
+
+def _from_dataset(label: str, value: Dataset) -> torch.Tensor:
+    """Stack the items of a dataset of single arrays, or numbers; they are held in memory."""
+    items = [value[i] for i in range(len(value))] if hasattr(value, "__len__") else []
+    if items and isinstance(items[0], tuple | list) and len(items[0]) == 1:  # TensorDataset(x)
+        items = [item[0] for item in items]
+    if not items or not isinstance(items[0], torch.Tensor | np.ndarray | Number):
+        got = f"items of {type(items[0]).__name__}" if items else "no items"
+        raise InputError(
+            f"{label}: expected a Dataset whose items are single arrays, got {got}; give each array to an argument of "
+            "its own, data={'x': images, 'y': labels} for instance."
+        )
+    try:
+        return torch.stack([torch.as_tensor(item) for item in items])
+    except RuntimeError as error:
+        raise InputError(f"{label}: expected items of equal shapes ({one_line(error)}).") from None
 
 
 def _stack(label: str, value: list | tuple) -> np.ndarray:

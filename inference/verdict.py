@@ -10,6 +10,7 @@ from inference.label_view import with_label_view
 from inference.modes import modes_seen
 from inference.quantities import Quantities, quantities
 from inference.resampled_verdict import judge_resampled
+from inference.row_verdict import judge_rows
 from inference.verdict_kinds import QuantityErrors, Verdict, VerdictKind
 from inference.weight_verdict import finish, judge_weights
 
@@ -26,6 +27,9 @@ def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
     draws (TADDAA), and are there modes where it has no draws? It is never trusted on k-hat alone, and where these
     checks do not suffice the answer is "cannot tell": compare with NUTS then. Where components are exchangeable, labels
     are aligned first: chains in different labellings agree, and a mode under other labels is no other mode.
+
+    A trained latent-variable model, whose latents all belong to rows, is judged row by row at its trained parameters
+    (`inference.row_verdict`): by NUTS on a few rows, and by the k-hat of each of many.
 
     Parameters
     ----------
@@ -45,6 +49,9 @@ def check(fit: Fit, *, search: Callable[[Fit], Any] | None = None) -> Verdict:
     >>> verdict = check(fit(model, data, AutoVI()))
     >>> print(verdict)
     """
+    by_rows = judge_rows(fit)
+    if by_rows is not None:
+        return by_rows
     seen, remark = with_label_view({"fit": fit}, reference="fit")
     fit = seen["fit"]
     verdict = check_quantities(fit, quantities(fit), search=search)

@@ -37,6 +37,10 @@ from ppl_models.regression import (
     POISSON_REGRESSION,
 )
 from ppl_models.state_space import LOCAL_LEVEL, LOCAL_LINEAR_TREND, STOCHASTIC_VOLATILITY
+from ppl_models.vae import VAE
+from ppl_models.vae_conditional import CONDITIONAL_VAE
+from ppl_models.vae_semi_supervised import SEMI_SUPERVISED_VAE
+from ppl_models.vae_two_layer import TWO_LAYER_VAE
 
 __all__ = ["MODELS", "Exact", "Model", "Simulation"]
 
@@ -76,6 +80,10 @@ MODELS: dict[str, Model] = {
         LOCAL_LEVEL,
         LOCAL_LINEAR_TREND,
         STOCHASTIC_VOLATILITY,
+        VAE,
+        CONDITIONAL_VAE,
+        SEMI_SUPERVISED_VAE,
+        TWO_LAYER_VAE,
         PROBABILISTIC_PCA,
         FACTOR_ANALYSIS,
         BAYESIAN_FACTOR_ANALYSIS,

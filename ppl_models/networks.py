@@ -46,7 +46,7 @@ class Network:
         self.build = build
         with torch.random.fork_rng(devices=[]):
             self.module = build()
-        self.names = [name for name, _ in self.module.named_parameters()]
+        self.shapes = {name: weight.shape for name, weight in self.module.named_parameters()}
         self.buffers = dict(self.module.named_buffers())
 
     def __call__(self, name: str, *inputs: torch.Tensor) -> torch.Tensor:
@@ -84,6 +84,23 @@ class Network:
 
         return apply
 
+    def trained(self, name: str, like: torch.Tensor) -> Callable[..., torch.Tensor]:
+        """Fetch the weights as `bind`, where they must be in the store already.
+
+        Raises
+        ------
+        ValueError
+            They are not, or have other shapes.
+        """
+        store = pyro.get_param_store()
+        missing = [f"{name}.{n}" for n in self.shapes if f"{name}.{n}" not in store]
+        if missing:
+            raise ValueError(
+                f"param '{missing[0]}' is not in Pyro's parameter store; call this inside `with fit.restored():` of a "
+                "trained fit, or after training by plain Pyro."
+            )
+        return self.bind(name, like)
+
     def _weights(self, name: str, like: torch.Tensor) -> dict[str, torch.Tensor]:
         fresh: dict[str, torch.Tensor] = {}
 
@@ -92,7 +109,15 @@ class Network:
                 fresh.update(self.build().named_parameters())
             return fresh[weight].detach().to(like)
 
-        params = {n: pyro.param(f"{name}.{n}", lambda n=n: initial(n)).to(like) for n in self.names}
+        params = {n: pyro.param(f"{name}.{n}", lambda n=n: initial(n)).to(like) for n in self.shapes}
+        for weight, value in params.items():
+            expected = self.shapes[weight]
+            if value.shape != expected:
+                raise ValueError(
+                    f"param '{name}.{weight}': the parameter store has weights of shape {tuple(value.shape)}, these "
+                    f"pictures and settings need {tuple(expected)}; give pictures of the size and the settings that "
+                    "the network was trained with, or clear the store (`pyro.clear_param_store()`)."
+                )
         return params | {n: b.to(like.device) for n, b in self.buffers.items()}
 
 

@@ -44,6 +44,16 @@ class SeenOnly(dist.TorchDistribution):
         """Allow the values of the base, and NaN."""
         return _OrMissing(self.base_dist.support)
 
+    @property
+    def mean(self) -> torch.Tensor:
+        """Give that of the base."""
+        return self.base_dist.mean
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Give that of the base."""
+        return self.base_dist.variance
+
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "SeenOnly":
         """Repeat the distribution to a larger batch shape."""
         return SeenOnly(self.base_dist.expand(torch.Size(batch_shape)))

@@ -50,11 +50,17 @@ SIZES = {
     "local_level": [{"num_steps": 1}, {"num_steps": 50}],
     "local_linear_trend": [{"num_steps": 1}, {"num_steps": 50}],
     "stochastic_volatility": [{"num_steps": 1}, {"num_steps": 50}],
+    "vae": [{"num_rows": 1, "shape": (5,)}, {"num_rows": 20, "shape": (6, 5)}],
+    "conditional_vae": [{"num_rows": 1, "shape": (5,), "num_classes": 1}, {"num_rows": 20, "shape": (6, 5)}],
+    "semi_supervised_vae": [{"num_rows": 1, "shape": (5,), "num_classes": 2}, {"num_rows": 20, "shape": (6, 5)}],
+    "two_layer_vae": [{"num_rows": 1, "shape": (5,)}, {"num_rows": 20, "shape": (6, 5)}],
     "probabilistic_pca": [{"num_rows": 3, "num_columns": 2, "num_latents": 1}, {"num_rows": 60}],
     "factor_analysis": [{"num_rows": 3, "num_columns": 2, "num_latents": 1}, {"num_rows": 60}],
     "bayesian_factor_analysis": [{"num_rows": 3, "num_columns": 1, "num_latents": 1}, {"num_rows": 60}],
     "deep_markov": [{"num_steps": 2, "num_sequences": None}, {"num_steps": 9, "num_sequences": 5}],
 }
+# Discrete sites that objectives sum out.
+SUMMED_OUT = ("assignment", "label")
 every_model = pytest.mark.parametrize("model", [pytest.param(m, id=m.name) for m in MODELS.values()])
 
 
@@ -122,7 +128,7 @@ def test_every_site_has_a_finite_density_and_the_right_dtype(model, dtype):
         trace.compute_log_prob()
         for name, site in sample_sites(trace).items():
             assert torch.isfinite(site["log_prob"]).all(), name
-            assert site["value"].dtype == (torch.int64 if name == "assignment" else dtype), name
+            assert site["value"].dtype == (torch.int64 if name in SUMMED_OUT else dtype), name
 
 
 @every_model
@@ -247,7 +253,7 @@ def test_settings_reach_the_model_and_the_data():
 
 
 def elbo_gradients(model, guide, data):
-    elbo = TraceEnum_ELBO() if "mixture" in model.name else Trace_ELBO()
+    elbo = TraceEnum_ELBO() if "mixture" in model.name or "semi" in model.name else Trace_ELBO()
     with own_stream(6):
         with poutine.trace(param_only=True) as record:
             loss = elbo.differentiable_loss(model.model, guide, **data)
@@ -272,8 +278,9 @@ def test_a_guide_covers_the_continuous_latents_and_all_its_parameters_learn(mode
             gradient = gradient[..., *torch.tril_indices(*gradient.shape[-2:])]
         if name == "encoder.weight_ih_l0":  # a switch that is never on moves nothing
             gradient = gradient[:, data["x"].flatten(0, -2).any(0)]
-        # A Dirichlet over one component is a point: nothing to learn there.
-        if not (name == "weights_concentration" and data["K"] == 1):
+        if name in ("encoder.head.0.weight", "decoder.head.0.weight") and "labels" in data:
+            assert (gradient != 0).any(), name  # weights of a class that no picture can have do not learn
+        elif not (name == "weights_concentration" and data["K"] == 1):  # a Dirichlet over one component is a point
             assert (gradient != 0).all(), name
 
 

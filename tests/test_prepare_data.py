@@ -97,6 +97,18 @@ def test_what_is_no_array_is_left_alone():
         assert prepare_data(lambda **data: None, data) == data
 
 
+def test_a_list_for_an_argument_whose_default_is_a_tuple_is_a_setting():
+    def model(*, y, hidden=(5,)):
+        pass
+
+    with isolated(seed=1):
+        prepared = prepare_data(model, {"y": [1, 2], "hidden": [20, 10]})
+        assert prepared["hidden"] == (20, 10)
+        assert isinstance(prepared["y"], torch.Tensor)
+        assert prepare_data(model, {"y": [1], "hidden": (20,)})["hidden"] == (20,)
+        assert isinstance(prepare_data(lambda y, hidden=5: None, {"y": 1, "hidden": [1]})["hidden"], torch.Tensor)
+
+
 def moving_support(y):
     theta = pyro.sample("theta", dist.Gamma(2.0, 0.1))
     with pyro.plate("row", len(y)):
