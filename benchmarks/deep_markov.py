@@ -1,6 +1,6 @@
 """How well a deep Markov model predicts Bach's chorales: negative log-likelihood of the test part, per time step.
 
-    python -m benchmarks.deep_markov ../shared/data/jsb-chorales-quarter.json --minutes 30
+    python -m benchmarks.deep_markov ../shared/data/jsb-chorales-quarter.json
 
 The model is `deep_markov` with its guide; the bound has the KL of each step in closed form, weighted from a fifth up to
 one over the first epochs (Krishnan, Shalit & Sontag 2017). The parameters kept are those of the best bound on the part
@@ -11,6 +11,7 @@ proposal. Both are of whole parts over all their steps.
 import argparse
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
+from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.machine import described
 from benchmarks.tables import markdown
+from inference import SVI, Fit, fit
 from ppl_models import MODELS
 from ppl_models.sequences import jsb_chorales
 
@@ -28,7 +31,8 @@ MODEL = MODELS["deep_markov"]
 # Paths that the bound of a part is the mean over, and those that importance sampling holds in memory at once.
 NUM_PATHS, AT_ONCE = 4, 20
 FIRST_KL_WEIGHT = 0.2
-CLIP_NORM = 10.0
+CLIP_NORM = 10.0  # of the gradient per sequence
+LAST_LR = 0.01  # part of the learning rate at the end
 BETAS = (0.96, 0.999)  # as Krishnan et al.: momentum over more steps, since batches are small
 
 Part = tuple[torch.Tensor, torch.Tensor]
@@ -74,84 +78,77 @@ def importance_sampled(part: Part, settings: dict[str, int], num_samples: int) -
     return -log_mean.sum().item() / steps, variance.sum().sqrt().item() / steps
 
 
-def train(parts: dict[str, Part], settings: dict[str, int], options: argparse.Namespace) -> list[tuple[float, ...]]:
-    """Train until the time is up, and leave the parameters of the best validation bound in Pyro's store.
+def train(parts: dict[str, Part], settings: dict[str, int], options: argparse.Namespace) -> Fit:
+    """Train on one part, and end with the parameters of the best bound on another."""
+    data = {name: {"x": x, "lengths": lengths, **settings} for name, (x, lengths) in parts.items()}
+    num_sequences = len(parts["train"][0])
+    num_steps = options.num_epochs * math.ceil(num_sequences / options.batch_size)
 
-    Returns the curve: epoch, minutes, negative ELBO per step in training (its last epoch) and validation.
-    """
-    elbo, steps = TraceMeanField_ELBO(), parts["train"][1].sum().item()
-    store = pyro.get_param_store()
-    elbo.loss(MODEL.model, MODEL.guide, **batch(parts["train"], torch.arange(1), settings))  # makes the parameters
-    weights = [store[name].unconstrained() for name in store]
-    adam = torch.optim.Adam(weights, lr=options.lr, betas=BETAS, weight_decay=options.weight_decay)
-    begin, epoch, best, curve = time.process_time(), 0, (math.inf, store.get_state()), []
-    while True:
-        share = (time.process_time() - begin) / (60 * options.minutes)
-        if share >= 1:
-            break
-        for group in adam.param_groups:  # falls to a hundredth over the last half
-            group["lr"] = options.lr * 0.01 ** max(0.0, 2 * share - 1)
-        kl_weight = min(1.0, FIRST_KL_WEIGHT + (1 - FIRST_KL_WEIGHT) * share / options.annealed)
-        guide, total = poutine.scale(MODEL.guide, scale=kl_weight), 0.0
-        for rows in torch.randperm(len(parts["train"][0])).split(options.batch_size):
-            loss = elbo.differentiable_loss(MODEL.model, guide, **batch(parts["train"], rows, settings))
-            adam.zero_grad()
-            (loss / len(rows)).backward()
-            torch.nn.utils.clip_grad_norm_(weights, CLIP_NORM)
-            adam.step()
-            total += loss.item()
-        epoch += 1
-        if epoch % options.every == 0:
-            valid = bound(parts["valid"], settings)
-            curve.append((epoch, (time.process_time() - begin) / 60, total / steps, valid))
-            print(
-                "epoch {:5.0f}  {:5.1f} min  train {:.3f} (KL weight {:.2f})  valid {:.3f}".format(
-                    *curve[-1][:3], kl_weight, valid
-                ),
-                flush=True,
-            )
-            if valid < best[0]:
-                best = (
-                    valid,
-                    {
-                        n: {k: w.detach().clone() for k, w in v.items()} if n == "params" else v
-                        for n, v in store.get_state().items()
-                    },
-                )
-    store.set_state(best[1])
-    return curve
+    def kl_weight(step: int) -> float:
+        return min(1.0, FIRST_KL_WEIGHT + (1 - FIRST_KL_WEIGHT) * step / (options.annealed * num_steps))
+
+    def falling(adam: torch.optim.Optimizer) -> LambdaLR:  # over the last half
+        return LambdaLR(adam, lambda step: LAST_LR ** max(0.0, 2 * step / num_steps - 1))
+
+    engine = SVI(
+        guide=MODEL.guide,
+        elbo="trace_mean_field",
+        batch_size=options.batch_size,
+        num_epochs=options.num_epochs,
+        validation=data["valid"],
+        kl_weight=kl_weight,
+        optimizer=partial(torch.optim.Adam, betas=BETAS, weight_decay=options.weight_decay),
+        lr=options.lr,
+        lr_schedule=falling,
+        clip_norm=CLIP_NORM * num_sequences,  # gradients are those of all sequences
+        num_samples=4,
+        num_chains=1,
+        dtype="float32",
+    )
+    return fit(MODEL, data["train"], engine, seed=options.seed, progress=options.progress)
+
+
+def curve(result: Fit, parts: dict[str, Part], num_rows: int = 20) -> str:
+    """Give the bounds in nats per time step along the training, some twenty times."""
+    steps, elbo = result.history["validation_step"], result.history["validation_elbo"]
+    per_row = parts["valid"][1].double().mean().item()
+    every = max(1, len(steps) // num_rows)
+    rows = [[f"{s:.0f}", f"{-e / per_row:.3f}"] for s, e in list(zip(steps, elbo, strict=True))[every - 1 :: every]]
+    return markdown(["step", "valid, bound"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="JSON file of the chorales")
-    parser.add_argument("--minutes", type=float, default=30.0, help="of one core's time, for training")
-    parser.add_argument("--num-latents", type=int, default=64)
+    parser.add_argument("--num-epochs", type=int, default=800)
+    parser.add_argument("--num-latents", type=int, default=48)
     parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--rnn-hidden", type=int, default=400)
+    parser.add_argument("--rnn-hidden", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--weight-decay", type=float, default=0.0)
-    parser.add_argument("--annealed", type=float, default=0.2, help="share of the time until the KL counts fully")
+    parser.add_argument("--annealed", type=float, default=0.3, help="share of the steps until the KL counts fully")
     parser.add_argument("--num-samples", type=int, default=500, help="of importance sampling")
-    parser.add_argument("--every", type=int, default=10, help="epochs between two looks at the validation part")
+    parser.add_argument("--progress", action="store_true", help="show a bar with the current bound")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_default_dtype(torch.float32)
-    pyro.enable_validation(False)
-    pyro.set_rng_seed(options.seed)
-    pyro.clear_param_store()
     settings = {name: getattr(options, name) for name in ("num_latents", "hidden", "rnn_hidden")}
     parts = {}
     for name in ("train", "valid", "test"):
         x, lengths = jsb_chorales(options.path, name)
         parts[name] = x.float(), lengths
-    curve = train(parts, settings, options)
-    print(f"\n{described()} {torch.get_num_threads()} threads; {options.minutes:g} minutes, {curve[-1][0]} epochs.\n")
+    begin = time.process_time()
+    result = train(parts, settings, options)
+    minutes = (time.process_time() - begin) / 60
+    print(curve(result, parts))
+    print(
+        f"\n{described()} {torch.get_num_threads()} threads; {minutes:.1f} minutes of a core. {result.status.message}\n"
+    )
     rows = []
     for name, part in parts.items():
-        estimate, error = importance_sampled(part, settings, options.num_samples)
-        rows.append([name, f"{bound(part, settings):.3f}", f"{estimate:.3f}", f"{error:.4f}"])
+        with result.restored():
+            estimate, error = importance_sampled(part, settings, options.num_samples)
+            rows.append([name, f"{bound(part, settings):.3f}", f"{estimate:.3f}", f"{error:.4f}"])
     print(markdown(["part", "bound, nats a step", f"{options.num_samples} importance samples", "standard error"], rows))
 
 

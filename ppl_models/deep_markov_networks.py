@@ -74,15 +74,16 @@ class BackwardGRU(nn.GRU):
         super().__init__(num_features, rnn_hidden, batch_first=True)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Take sequences (S, T, D), of which so many steps count, to summaries (S, T, R)."""
-        steps = torch.arange(x.shape[1])
+        """Take sequences (S, T, D), of which so many steps count, to summaries (S, T, R), zero beyond the longest."""
+        longest = x.shape[1] if lengths is None else int(lengths.max())
+        steps = torch.arange(longest)
         if lengths is None:
             order = steps.flip(0).expand(len(x), -1)
         else:  # steps beyond the end stay in place: after all others, where nothing reads them
             order = torch.where(steps < lengths.unsqueeze(-1), lengths.unsqueeze(-1) - 1 - steps, steps)
         order = order.unsqueeze(-1)
-        summary, _ = super().forward(x.gather(1, order.expand(x.shape)))
-        return summary.gather(1, order.expand(summary.shape))
+        summary, _ = super().forward(x.gather(1, order.expand(-1, -1, x.shape[-1])))
+        return F.pad(summary.gather(1, order.expand(summary.shape)), (0, 0, 0, x.shape[1] - longest))
 
 
 @cache

@@ -167,14 +167,16 @@ def _story(
     noise_shape: tuple[int, ...],
 ) -> torch.Tensor:
     _check(x, num_latents, mean, loading, noise_scale, noise_shape)
-    spread = _spread(x)
     mean = _mean(x, mean)
     if loading is None:
-        start = FIRST_LOADING * spread.unsqueeze(-1)
-        loading = pyro.param("loading", lambda: start * torch.randn(x.shape[-1], num_latents).to(x))
+        shape = (x.shape[-1], num_latents)
+        loading = pyro.param("loading", lambda: FIRST_LOADING * _spread(x).unsqueeze(-1) * torch.randn(shape).to(x))
     if noise_scale is None:
-        start = FIRST_NOISE * (spread if noise_shape else spread.mean())
-        noise_scale = pyro.param("noise_scale", lambda: start, constraint=constraints.positive)
+        noise_scale = pyro.param(
+            "noise_scale",
+            lambda: FIRST_NOISE * (_spread(x) if noise_shape else _spread(x).mean()),
+            constraint=constraints.positive,
+        )
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(x.new_zeros(num_latents), 1.0).to_event(1))
         noisy = dist.Normal(mean + z @ loading.mT, noise_scale)

@@ -243,7 +243,7 @@ def test_importance_sampling_of_the_linear_case_by_the_guide_finds_the_evidence(
     joint_traces(data)
     make_linear()
     pyro.get_param_store()["combiner.loc_and_scale.bias"] = torch.tensor([0.0, 0.0, 0.7, 0.7])  # wider than the target
-    num = 40_000
+    num = 100_000
 
     def many(function):
         def particles(**arguments):
