@@ -14,6 +14,7 @@ from inference.svi_draws import affordable
 from tests.accuracy import assert_moments
 from tests.training_models import DynamicImages, LinearVae, Rootless, images, network
 
+X = np.random.default_rng(0).normal(size=12)
 FEW = {"num_samples": 4, "num_chains": 1}
 
 
@@ -203,6 +204,34 @@ def test_annealing_changes_the_loss_and_not_the_bound_on_held_out_rows():
     assert result.history["loss"][0] < plain.history["loss"][0] - 10
 
 
+def repeated(*, x):
+    """Gradients of the parameters repeat one number, or one row, or are transposed, or shared."""
+    one = pyro.param("one", torch.zeros(3, 4))
+    row = pyro.param("row", torch.zeros(3, 4))
+    turned = pyro.param("turned", torch.zeros(4, 3))
+    shared = [pyro.param(f"shared{i}", torch.zeros(2)) for i in range(2)]
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    loc = one.sum() + (row.sum(0) * torch.arange(4.0)).sum() + (turned.T * torch.arange(12.0).view(3, 4)).sum()
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc + ((shared[0] + shared[1]) * torch.tensor([1.0, -2.0])).sum(), 1.0), obs=x)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_recorded_steps_move_parameters_as_pyro_does_whatever_the_layout_of_gradients(clip_norm):
+    def guide(*, x):
+        pyro.sample("z", dist.Delta(torch.tensor(0.0)))
+
+    # eps in the denominator lets the size of the gradient count
+    optimizer = partial(torch.optim.Adam, eps=10.0)
+    options = {"batch_size": 4, "num_epochs": 2, "optimizer": optimizer, "clip_norm": clip_norm, "dtype": "float64"}
+    one, other = (
+        params(fit(repeated, {"x": X}, SVI(guide=guide, backend=b, **options, **FEW), seed=1)) for b in ("auto", "pyro")
+    )
+    assert one["one"].abs().min() > 0
+    for name, value in other.items():
+        torch.testing.assert_close(one[name], value)
+
+
 # --- Checkpoints ----------------------------------------------------------------------------------------------------
 
 
@@ -312,9 +341,6 @@ def local(*, x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-X = np.random.default_rng(0).normal(size=12)
 
 
 @pytest.mark.parametrize(
