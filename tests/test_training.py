@@ -168,6 +168,8 @@ def test_validation_takes_other_data_with_the_rest_of_the_arguments():
     vae = network()
     given = train(vae, images(), validation={"x": images(30)["x"]}, validate_every=2, num_epochs=2)
     assert given.history["validation_step"].tolist() == [2, 4, 6, 8]
+    # at the end in any case
+    assert train(vae, images(), validation=0.25, num_steps=2).history["validation_step"].tolist() == [2]
     # the rows held out by a fraction are not trained on
     assert train(vae, images(), validation=0.25).state["training"]["rows"] == 150
 

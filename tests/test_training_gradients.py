@@ -77,6 +77,30 @@ def test_global_sites_count_once_in_every_batch():
     assert gradient["at"].item() == pytest.approx(0.3 / 4 - (x - 0.3).sum())
 
 
+@pytest.mark.parametrize("eager", [True, False])
+def test_summed_out_sites_of_batches_average_to_all_rows(eager):
+    def mixture(*, x):
+        with pyro.plate("component", 2):
+            loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(loc[kind], 1.0), obs=x)
+
+    def guide(*, x):
+        with pyro.plate("component", 2):
+            pyro.sample("loc", dist.Delta(pyro.param("at", torch.tensor([-1.0, 2.0]))))
+
+    x = np.random.default_rng(0).normal(size=11) * 2
+    value, gradient = averaged(gradients(mixture, guide, {"x": x}, size=4, elbo="trace_enum", eager=eager))
+    at = torch.tensor([-1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    each = torch.distributions.Normal(at, 1.0).log_prob(torch.as_tensor(x)[:, None])
+    expected = -(each + torch.tensor([0.3, 0.7], dtype=torch.float64).log()).logsumexp(1).sum()
+    expected = expected - torch.distributions.Normal(0.0, 5.0).log_prob(at).sum()
+    expected.backward()
+    assert value == pytest.approx(expected.item())
+    torch.testing.assert_close(gradient["at"], at.grad)
+
+
 def bounds_by_row(data, draws):
     """ELBO and importance-weighted bound of every row in numpy, at the start of the parameters and the fixed noise."""
     x, noise = data["x"], data["noise"][:, :draws]

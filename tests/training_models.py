@@ -171,7 +171,7 @@ def gradients(
         loss = make_elbo(elbo, sites, trace, num_particles=num_particles)
         loss = _vectorized(loss, model, guide, batches, handler)
         steps = BatchSteps(
-            *(loss, model, guide, batches, handler),
+            *(loss, sites.enumerated if sites.discrete else model, guide, batches, handler),
             mixed_precision=False,
             weighs_kl=kl_weight is not None,
             eager=eager,
