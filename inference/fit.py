@@ -119,6 +119,8 @@ def short_repr(engine: Any) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, Fit):
         return f"<fit by {value.engine!r}, seed {value.seed}>"
+    if isinstance(value, Mapping):
+        return f"<{', '.join(map(str, value))}>"
     return getattr(value, "__name__", None) or repr(value)
 
 

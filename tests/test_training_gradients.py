@@ -6,7 +6,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from tests.training_models import LinearVae, averaged, gradients, images, network
+from inference.isolation import isolated
+from inference.objectives import ImportanceWeighted, vectorized
+from tests.training_models import DynamicImages, LinearVae, averaged, gradients, images, network
 
 VAE = LinearVae()
 DRAWS = 3
@@ -125,6 +127,21 @@ def test_importance_weights_are_those_of_each_row():
     assert found == pytest.approx(-iw.sum())
     # one weight for all rows would be a bound far below, near the ELBO of the best draw
     assert iw.sum() > max(joint, elbo.sum()) + 5
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_observations_that_the_model_draws_are_the_same_in_every_run_of_a_step(vectorize):
+    vae = network(DynamicImages)
+    with isolated(1, dtype=torch.float32):
+        x = torch.rand(20, 64)
+        objective = ImportanceWeighted(num_particles=3, max_plate_nesting=1, vectorize_particles=vectorize)
+        drawn = objective._particles(vae.model, vae.guide, (), {"x": x})
+        assert drawn.log_weight.shape == (3, 20)
+        torch.testing.assert_close(drawn.log_joint, drawn.log_weight + drawn.score)
+        again = objective._particles(vae.model, vae.guide, (), {"x": x})
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(again.log_joint, drawn.log_joint)
+        assert vectorized(ImportanceWeighted(num_particles=3, max_plate_nesting=1), vae.model, vae.guide, {"x": x})
 
 
 @pytest.mark.parametrize("draws", [2, 7])
