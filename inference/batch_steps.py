@@ -78,7 +78,7 @@ class BatchSteps:
             inputs += (torch.tensor(kl_weight, dtype=self.params[0].dtype, device=self.params[0].device),)
         loss, gradients = graph.evaluate([inputs] * graph.particles)
         for p, gradient in zip(graph.params, gradients, strict=True):
-            p.grad = gradient
+            p.grad = gradient.contiguous()
         return loss
 
     def evaluate(self, batch: Mapping[str, Any], kl_weight: float | None) -> float:

@@ -119,6 +119,8 @@ def short_repr(engine: Any) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, Fit):
         return f"<fit by {value.engine!r}, seed {value.seed}>"
+    if isinstance(value, Mapping):
+        return f"<{', '.join(map(str, value))}>"
     return getattr(value, "__name__", None) or repr(value)
 
 
@@ -137,7 +139,8 @@ class Fit:
         acceptance_rate``. VI: ``lp``, ``log_q`` and ``log_weight = lp - log_q``, log densities on the unconstrained
         space; the last two are absent where the guide has no density, and ``notes`` says so.
     history
-        Per step: VI ``loss`` (minimised; the negative ELBO up to its estimator) and ``gradient_norm``.
+        Per step: VI ``loss`` (minimised; the negative ELBO up to its estimator) and ``gradient_norm``. Of training by
+        mini-batches also per evaluation: ``validation_elbo``, nats per held-out row, and ``validation_step``.
     status
         How it ended.
     engine, seed, model, data

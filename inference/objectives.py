@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Delta, Unit
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import get_dependent_plate_dims, torch_item, torch_sum
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import prune_subsample_sites
 
@@ -113,6 +114,7 @@ class WeightedObjective(ELBO):
 
     def _particles(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Particle:
         """Give all draws as one, with a leading dim of K."""
+        model = SameObservations()(model)
         if self.vectorize_particles:
             model, guide = self._vectorized_num_particles(model), self._vectorized_num_particles(guide)
             return self._particle(model, guide, args, kwargs)
@@ -156,6 +158,21 @@ class WeightedObjective(ELBO):
 
     def _wants_model(self, trace: poutine.Trace) -> bool:
         return self.nonlinear and any(node["type"] == "param" for node in trace.nodes.values())
+
+
+class SameObservations(Messenger):
+    """Lets every run of a model see the observations of the first, where it draws them (dynamic binarisation)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, torch.Tensor] = {}
+
+    def _pyro_sample(self, msg: dict) -> None:
+        value = msg["value"]
+        if not msg["is_observed"] or msg["infer"].get("_deterministic") or isinstance(msg["fn"], Unit):
+            return
+        if isinstance(value, torch.Tensor) and not value.requires_grad:
+            msg["value"] = self.values.setdefault(msg["name"], value)
 
 
 class StickingTheLanding(WeightedObjective):
@@ -232,6 +249,7 @@ def vectorized(
     if objective.enumerate_discrete:
         return None
     num, nesting = objective.num_particles, objective.max_plate_nesting
+    model = SameObservations()(model)
     once = type(objective)(num_particles=num, max_plate_nesting=nesting, vectorize_particles=True)
     try:
         with torch.no_grad():

@@ -28,6 +28,7 @@ class TorchStepper:
     def __init__(self, factory: Factory, *, lr: float, schedule: Callable | None, clip_norm: float | None) -> None:
         self.factory, self.lr, self.schedule, self.clip_norm = factory, lr, schedule, clip_norm
         self.each_step = True  # whether the schedule moves at every step
+        self.fuse = False  # whether a plain Adam moves all parameters in one operation; gradients must be contiguous
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: Any = None
         self.known: set[torch.Tensor] = set()
@@ -36,7 +37,9 @@ class TorchStepper:
         """Make the optimiser, or tell it of parameters that are new."""
         new = [p for p in params if p not in self.known]
         if self.optimizer is None:
-            self.optimizer = self.factory(new, lr=self.lr)
+            # torch reads other memory than that of the numbers where they are not contiguous, without a word
+            fuse = self.fuse and all(p.is_contiguous() for p in new)
+            self.optimizer = (fused(self.factory) if fuse else self.factory)(new, lr=self.lr)
             self.scheduler = self.schedule(self.optimizer) if self.schedule else None
         elif new:
             self.optimizer.add_param_group({"params": new, "lr": self.optimizer.param_groups[0]["lr"]})
@@ -47,8 +50,10 @@ class TorchStepper:
         params = list(params)
         self.prepare(params)
         norm = gradient_norm(params) if norm is None else norm
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(params, self.clip_norm)
+        if self.clip_norm is not None and norm > self.clip_norm:
+            for p in params:
+                if p.grad is not None:  # not in place: recorded gradients may share their numbers
+                    p.grad = p.grad * (self.clip_norm / norm)
         self.optimizer.step()
         if self.scheduler is not None and self.each_step:
             self.scheduler.step()
@@ -153,15 +158,14 @@ class AdamRates:
             self._optimizer.param_groups[0]["lr"] *= factor
 
 
-def fused(optimizer: Any) -> Any:
+def fused(factory: Factory) -> Factory:
     """Give a torch Adam that moves all parameters in one operation: a third of the time of one after another."""
-    inner, options = optimizer, {}
+    inner, options = factory, {}
     while isinstance(inner, partial) and not inner.args:
         inner, options = inner.func, {**inner.keywords, **options}
-    inner = OPTIMISERS.get(inner, inner) if isinstance(inner, str) else inner
     chosen = {"fused", "foreach", "capturable", "differentiable"} & set(options)
     if inner not in (torch.optim.Adam, torch.optim.AdamW) or chosen:
-        return optimizer
+        return factory
     return partial(inner, **options, fused=True)
 
 

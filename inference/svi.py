@@ -21,7 +21,7 @@ from inference.gaussian_iterates import GaussianIterates, is_gaussian
 from inference.guides import check_guide, make_guide, samples_discrete
 from inference.isolation import keep_as_trained
 from inference.nuts import check_count, check_number
-from inference.optimise import LBFGS, PyroStepper, TorchStepper, fused, make_stepper
+from inference.optimise import LBFGS, PyroStepper, TorchStepper, make_stepper
 from inference.rabvi import Rabvi, WatchGaussian, WatchParameters
 from inference.sites import Sites
 from inference.stopping import Rule, Stages
@@ -334,10 +334,9 @@ class SVI:
         usual = NETWORK_RATE if self._amortised else usual
         default = DOWG_RATE if self.optimizer == "dowg" else FLOW_RATE if self._flow else usual
         lr = default if self.lr is None else self.lr
-        optimizer = self.optimizer if self.batch_size is None else fused(self.optimizer)
-        stepper = make_stepper(optimizer, lr=lr, schedule=self.lr_schedule, clip_norm=self.clip_norm)
+        stepper = make_stepper(self.optimizer, lr=lr, schedule=self.lr_schedule, clip_norm=self.clip_norm)
         if isinstance(stepper, TorchStepper):
-            stepper.each_step = self.lr_schedule_by == "step"
+            stepper.each_step, stepper.fuse = self.lr_schedule_by == "step", self.batch_size is not None
         elif self.checkpoint is not None:
             raise InputError("checkpoint: keeps the state of torch optimisers; use one, such as torch.optim.Adam.")
         return stepper

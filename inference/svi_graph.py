@@ -26,6 +26,7 @@ from inference.density import VERIFY_POINTS, VERIFY_TOLERANCE
 from inference.graph import random_nodes, record
 from inference.objectives import StickingTheLanding
 from inference.random_operations import BATCHABLE_DRAWS, categorical
+from inference.simplify import simplify
 
 # Verification moves every unconstrained parameter by this standard deviation, so that a value mistaken for a constant
 # shows, and the guide stays where it makes sense.
@@ -208,6 +209,8 @@ def _record(
         with _pure_operations():
             # The recorder follows the very tensors it is given, so the store's own are the inputs.
             graph = record(recorded_step, *params, *examples[0])
+        if not lift:
+            simplify(graph, *params, *examples[0])
         noise = _lift(graph, params) if lift else ()
         recorded = StepGraph(graph, params, noise, 1)
         _verify(recorded, step, examples)

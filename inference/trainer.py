@@ -120,6 +120,10 @@ class Trainer:
         waited = len(self.record.evaluations) - 1 - self.record.best_at
         return self.schedule.patience is not None and self.record.best_at >= 0 and waited >= self.schedule.patience
 
+    @property
+    def _last_evaluated(self) -> int:
+        return self.record.evaluations[-1][0] if self.record.evaluations else 0
+
     def train(self) -> Status:
         """Take the steps, from the newest checkpoint if there is one; leave the best parameters in the store."""
         saved = self.checkpoints.read() if self.checkpoints else None
@@ -138,6 +142,8 @@ class Trainer:
                     shown.set_postfix_str(self._bound_so_far(), refresh=False)
         if self.checkpoints and not failed and self.record.losses:
             self.checkpoints.write(self.record.step, self._state())
+        if self.validation is not None and not failed and self._last_evaluated != self.record.step:
+            self._validate()
         chosen = self.record.best or self.record.average
         if chosen is not None:
             self._set(chosen)

@@ -7,38 +7,23 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
 from inference import SVI, InputError, fit, load_fit
-from inference.svi_draws import affordable
 from tests.accuracy import assert_moments
-from tests.training_models import DynamicImages, LinearVae, Rootless, images, network
-
-FEW = {"num_samples": 4, "num_chains": 1}
-
-
-def train(vae, data, **options):
-    length = {} if "num_steps" in options else {"num_epochs": 5}
-    options = {"batch_size": 64, "lr": 0.01, **length, **FEW, **options}
-    return fit(vae.model, data, SVI(guide=vae.guide, **options), seed=1)
-
-
-def params(result):
-    return {name: value.detach() for name, value in result.state["params"]["params"].items()}
-
-
-def assert_equal_params(one, other):
-    assert params(one).keys() == params(other).keys()
-    assert all(torch.equal(value, params(other)[name]) for name, value in params(one).items())
-
+from tests.training_models import (
+    FEW,
+    DynamicImages,
+    LinearVae,
+    X,
+    assert_equal_params,
+    images,
+    network,
+    params,
+    regression,
+    train,
+)
 
 # --- What comes out of it -------------------------------------------------------------------------------------------
-
-
-def regression(*, x, y):
-    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(slope * x, 2.0), obs=y)
 
 
 def test_batches_reach_the_conjugate_posterior():
@@ -167,6 +152,8 @@ def test_validation_takes_other_data_with_the_rest_of_the_arguments():
     vae = network()
     given = train(vae, images(), validation={"x": images(30)["x"]}, validate_every=2, num_epochs=2)
     assert given.history["validation_step"].tolist() == [2, 4, 6, 8]
+    # at the end in any case
+    assert train(vae, images(), validation=0.25, num_steps=2).history["validation_step"].tolist() == [2]
     # the rows held out by a fraction are not trained on
     assert train(vae, images(), validation=0.25).state["training"]["rows"] == 150
 
@@ -201,6 +188,34 @@ def test_annealing_changes_the_loss_and_not_the_bound_on_held_out_rows():
     plain = train(vae, images(), validation=0.2, lr=1e-9, elbo="trace_mean_field")
     np.testing.assert_allclose(result.history["validation_elbo"], plain.history["validation_elbo"], rtol=1e-4)
     assert result.history["loss"][0] < plain.history["loss"][0] - 10
+
+
+def repeated(*, x):
+    """Gradients of the parameters repeat one number, or one row, or are transposed, or shared."""
+    one = pyro.param("one", torch.zeros(3, 4))
+    row = pyro.param("row", torch.zeros(3, 4))
+    turned = pyro.param("turned", torch.zeros(4, 3))
+    shared = [pyro.param(f"shared{i}", torch.zeros(2)) for i in range(2)]
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    loc = one.sum() + (row.sum(0) * torch.arange(4.0)).sum() + (turned.T * torch.arange(12.0).view(3, 4)).sum()
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc + ((shared[0] + shared[1]) * torch.tensor([1.0, -2.0])).sum(), 1.0), obs=x)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_recorded_steps_move_parameters_as_pyro_does_whatever_the_layout_of_gradients(clip_norm):
+    def guide(*, x):
+        pyro.sample("z", dist.Delta(torch.tensor(0.0)))
+
+    # eps in the denominator lets the size of the gradient count
+    optimizer = partial(torch.optim.Adam, eps=10.0)
+    options = {"batch_size": 4, "num_epochs": 2, "optimizer": optimizer, "clip_norm": clip_norm, "dtype": "float64"}
+    one, other = (
+        params(fit(repeated, {"x": X}, SVI(guide=guide, backend=b, **options, **FEW), seed=1)) for b in ("auto", "pyro")
+    )
+    assert one["one"].abs().min() > 0
+    for name, value in other.items():
+        torch.testing.assert_close(one[name], value)
 
 
 # --- Checkpoints ----------------------------------------------------------------------------------------------------
@@ -261,125 +276,3 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.raises(InputError, match=f"{newest.name} cannot be read"):
         train(vae, data, num_epochs=2, checkpoint=tmp_path, resume=True)
-
-
-# --- What it refuses ------------------------------------------------------------------------------------------------
-
-
-def exploding(vae, at):
-    """The decoder's weights are ruined by a schedule of learning rates that is infinite at a step."""
-    return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1e30 if step == at else 1.0)
-
-
-def test_a_loss_that_is_not_finite_names_layer_step_and_checkpoint(tmp_path):
-    vae, data = network(), images()
-    result = train(vae, data, lr_schedule=exploding(vae, 6), checkpoint=tmp_path, checkpoint_every=2)
-    assert result.status.kind == "diverged"
-    message = result.status.message
-    assert "step 8 (epoch 2)" in message
-    assert "the layer with parameter 'decoder.0.weight'" in message
-    assert str(tmp_path / "step-00000006.pt") in message
-    assert "checkpoint" not in train(vae, data, lr_schedule=exploding(vae, 6)).status.message
-    with pytest.raises(InputError, match=r"not finite at step 1 \(epoch 1\): parameter 'decoder.2.bias'.*nan"):
-        train(network(Rootless), data)
-
-
-def whole_plate(*, x, num):
-    with pyro.plate("data", num):
-        pyro.sample("z", dist.Normal(0.0, 1.0))
-    pyro.sample("y", dist.Normal(0.0, 1.0).expand([num]).to_event(1), obs=x)
-
-
-def outside(*, x):
-    w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(w, 1.0), obs=x)
-    pyro.factor("penalty", -(x**2).sum())
-
-
-def no_plate(*, x):
-    w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    pyro.sample("x", dist.Normal(w, 1.0).expand([len(x)]).to_event(1), obs=x)
-
-
-def two_arguments(*, x, y):
-    w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
-
-
-def local(*, x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-X = np.random.default_rng(0).normal(size=12)
-
-
-@pytest.mark.parametrize(
-    ("model", "data", "options", "message"),
-    [
-        (regression, {"x": X, "y": X}, {"batch_size": 13}, "batch_size: expected at most the 12 rows of plate 'data'"),
-        (regression, {"x": X, "y": X}, {"batch_size": 0}, "batch_size"),
-        (regression, {"x": X, "y": X}, {"batch_plate": "rows"}, "no plate 'rows'; its plates are data"),
-        (no_plate, {"x": X}, {}, r"no plate has the size of the leading dim .*arguments: x \(12\)"),
-        (two_arguments, {"x": X, "y": X[:-1]}, {}, r"x \(12,\), y \(11,\)|\(12,\).*\(11,\)"),
-        (local, {"x": X}, {}, "guide='normal': has numbers of its own for each row of plate 'data'"),
-        (outside, {"x": X}, {}, "site 'penalty' is outside of plate 'data'"),
-        (regression, {"x": X[:0], "y": X[:0]}, {}, "fails on the data|no rows|size cannot be zero"),
-        (regression, {"x": X, "y": X}, {"num_epochs": None}, "either num_epochs or num_steps"),
-        (regression, {"x": X, "y": X}, {"validation": 2}, "validation: expected a fraction"),
-        (regression, {"x": X, "y": X}, {"validation": 0.9}, "leaves 1 to train on"),
-        (regression, {"x": X, "y": X}, {"validation": {"x": X[:3], "y": X[:2]}}, "validation"),
-        (regression, {"x": X, "y": X}, {"patience": 3}, "patience: needs rows held out"),
-        (regression, {"x": X, "y": X}, {"optimizer": "lbfgs"}, "lbfgs"),
-        (regression, {"x": X, "y": X}, {"elbo": "iw", "num_particles": 2}, "subsampled.*slope"),
-        (regression, {"x": X, "y": X}, {"kl_weight": -1.0}, "kl_weight: expected"),
-        (regression, {"x": X, "y": X}, {"kl_weight": lambda step: -1.0}, "kl_weight: expected .* at step 0"),
-        (regression, {"x": X, "y": X}, {"device": "cuda:7"}, "device"),
-        (regression, {"x": X, "y": X}, {"resume": True}, "resume: needs a folder"),
-        (regression, {"x": X, "y": X}, {"stopping": "rabvi"}, "stopping"),
-        (regression, {"x": X, "y": X}, {"num_restarts": 2}, "num_restarts"),
-    ],
-)
-def test_what_cannot_be_trained_says_why(model, data, options, message):
-    with pytest.raises(InputError, match=message):
-        fit(model, data, SVI(**{"guide": "normal", "batch_size": 4, "num_epochs": 1, **FEW, **options}))
-
-
-def test_a_plate_that_does_not_follow_the_rows_is_refused():
-    def guide(*, x, num):
-        with pyro.plate("data", num):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    with pytest.raises(InputError, match="given 4 rows of x"):
-        fit(whole_plate, {"x": X, "num": 12}, SVI(guide=guide, batch_size=4, num_epochs=1))
-
-
-def test_options_of_training_need_a_batch_size():
-    for name, value in (("num_epochs", 3), ("kl_weight", 0.5), ("validation", 0.1), ("checkpoint", "x")):
-        with pytest.raises(InputError, match=f"{name}: is an option of training by mini-batches"):
-            SVI(**{name: value})
-
-
-def test_datasets_are_arrays_and_loaders_are_refused():
-    x = torch.as_tensor(X)
-    engine = SVI(batch_size=4, num_epochs=1, **FEW)
-    one = fit(regression, {"x": TensorDataset(x), "y": x}, engine)
-    other = fit(regression, {"x": x, "y": x}, engine)
-    np.testing.assert_array_equal(one.draws["slope"], other.draws["slope"])
-    with pytest.raises(InputError, match=r"data\['x'\]: expected arrays or a Dataset, got a DataLoader"):
-        fit(regression, {"x": DataLoader(TensorDataset(x)), "y": x}, engine)
-    with pytest.raises(InputError, match="items are single arrays, got items of tuple"):
-        fit(regression, {"x": TensorDataset(x, x), "y": x}, engine)
-
-
-def test_fits_that_are_too_large_keep_fewer_draws_and_say_so(monkeypatch):
-    monkeypatch.setattr("inference.svi_draws.MAX_DRAWN", 200 * 4 * 40)
-    result = train(network(), images(), num_samples=100, num_chains=4)
-    assert result.draws["z"].shape == (4, 10, 200, 4)
-    assert any("4 x 10 draws were kept in place of 4 x 100" in note for note in result.notes)
-    monkeypatch.setattr("inference.svi_draws.MAX_DRAWN", 200 * 4 * 6)
-    with result.restored() as sites:
-        assert affordable(sites, (4, 100))[0] == (1, 6)

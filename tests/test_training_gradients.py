@@ -6,7 +6,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from tests.training_models import LinearVae, averaged, gradients, images, network
+from inference.isolation import isolated
+from inference.objectives import ImportanceWeighted, vectorized
+from tests.training_models import DynamicImages, LinearVae, averaged, gradients, images, network
 
 VAE = LinearVae()
 DRAWS = 3
@@ -77,6 +79,30 @@ def test_global_sites_count_once_in_every_batch():
     assert gradient["at"].item() == pytest.approx(0.3 / 4 - (x - 0.3).sum())
 
 
+@pytest.mark.parametrize("eager", [True, False])
+def test_summed_out_sites_of_batches_average_to_all_rows(eager):
+    def mixture(*, x):
+        with pyro.plate("component", 2):
+            loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(loc[kind], 1.0), obs=x)
+
+    def guide(*, x):
+        with pyro.plate("component", 2):
+            pyro.sample("loc", dist.Delta(pyro.param("at", torch.tensor([-1.0, 2.0]))))
+
+    x = np.random.default_rng(0).normal(size=11) * 2
+    value, gradient = averaged(gradients(mixture, guide, {"x": x}, size=4, elbo="trace_enum", eager=eager))
+    at = torch.tensor([-1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    each = torch.distributions.Normal(at, 1.0).log_prob(torch.as_tensor(x)[:, None])
+    expected = -(each + torch.tensor([0.3, 0.7], dtype=torch.float64).log()).logsumexp(1).sum()
+    expected = expected - torch.distributions.Normal(0.0, 5.0).log_prob(at).sum()
+    expected.backward()
+    assert value == pytest.approx(expected.item())
+    torch.testing.assert_close(gradient["at"], at.grad)
+
+
 def bounds_by_row(data, draws):
     """ELBO and importance-weighted bound of every row in numpy, at the start of the parameters and the fixed noise."""
     x, noise = data["x"], data["noise"][:, :draws]
@@ -101,6 +127,21 @@ def test_importance_weights_are_those_of_each_row():
     assert found == pytest.approx(-iw.sum())
     # one weight for all rows would be a bound far below, near the ELBO of the best draw
     assert iw.sum() > max(joint, elbo.sum()) + 5
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_observations_that_the_model_draws_are_the_same_in_every_run_of_a_step(vectorize):
+    vae = network(DynamicImages)
+    with isolated(1, dtype=torch.float32):
+        x = torch.rand(20, 64)
+        objective = ImportanceWeighted(num_particles=3, max_plate_nesting=1, vectorize_particles=vectorize)
+        drawn = objective._particles(vae.model, vae.guide, (), {"x": x})
+        assert drawn.log_weight.shape == (3, 20)
+        torch.testing.assert_close(drawn.log_joint, drawn.log_weight + drawn.score)
+        again = objective._particles(vae.model, vae.guide, (), {"x": x})
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(again.log_joint, drawn.log_joint)
+        assert vectorized(ImportanceWeighted(num_particles=3, max_plate_nesting=1), vae.model, vae.guide, {"x": x})
 
 
 @pytest.mark.parametrize("draws", [2, 7])

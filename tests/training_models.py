@@ -8,6 +8,7 @@ from pyro.distributions import constraints
 from torch import nn
 from torch.nn import functional
 
+from inference import SVI, fit
 from inference.batch_steps import BatchSteps
 from inference.batches import MiniBatch, plan_batches
 from inference.elbo import make_elbo
@@ -18,6 +19,8 @@ from inference.training import _vectorized
 from inference.validate import prepare_data
 
 SEED = 3
+X = np.random.default_rng(0).normal(size=12)
+FEW = {"num_samples": 4, "num_chains": 1}
 
 
 class LinearVae:
@@ -171,7 +174,7 @@ def gradients(
         loss = make_elbo(elbo, sites, trace, num_particles=num_particles)
         loss = _vectorized(loss, model, guide, batches, handler)
         steps = BatchSteps(
-            *(loss, model, guide, batches, handler),
+            *(loss, sites.enumerated if sites.discrete else model, guide, batches, handler),
             mixed_precision=False,
             weighs_kl=kl_weight is not None,
             eager=eager,
@@ -191,3 +194,24 @@ def averaged(found):
     total = sum(rows for rows, _, _ in found)
     value = sum(rows * value for rows, value, _ in found) / total
     return value, {n: sum(rows * g[n] for rows, _, g in found) / total for n in found[0][2]}
+
+
+def train(vae, data, **options):
+    length = {} if "num_steps" in options else {"num_epochs": 5}
+    options = {"batch_size": 64, "lr": 0.01, **length, **FEW, **options}
+    return fit(vae.model, data, SVI(guide=vae.guide, **options), seed=1)
+
+
+def params(result):
+    return {name: value.detach() for name, value in result.state["params"]["params"].items()}
+
+
+def assert_equal_params(one, other):
+    assert params(one).keys() == params(other).keys()
+    assert all(torch.equal(value, params(other)[name]) for name, value in params(one).items())
+
+
+def regression(*, x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(slope * x, 2.0), obs=y)
