@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from inference.cluster_starts import proposed_starts
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Problem, Run, Status, short_repr
@@ -81,7 +82,7 @@ class Laplace(_Ascent):
         Independent draws from the Gaussian are returned in this shape, that of an MCMC run beside it.
     num_starts
         Starts: those that the model proposes (`ppl_models.Model.start`), else uniform on (-2, 2) of the unconstrained
-        space.
+        space, half of them from clusterings where there are labels (`inference.cluster_starts`).
     backend, dtype
         As for `AutoVI`.
 
@@ -151,7 +152,7 @@ class MAP(_Ascent):
         distribution at it.
     num_starts
         Starts: those that the model proposes (`ppl_models.Model.start`), else uniform on (-2, 2) of the unconstrained
-        space.
+        space, half of them from clusterings where there are labels (`inference.cluster_starts`).
     backend, dtype
         As for `AutoVI`.
 
@@ -244,9 +245,12 @@ class _Maxima:
 
 
 def _starts(density: Density, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Give points (num, D): those that the model proposes (`ppl_models.Model.start`), else dispersed ones."""
+    """Give points (num, D): those that the model proposes, else half of clusterings, if any, and dispersed ones."""
     proposed = density.proposed(num, generator=rng)
-    return proposed if len(proposed) else density.starts(num, generator=rng)
+    if not len(proposed):
+        proposed = proposed_starts(density, (num + 1) // 2, generator=rng)
+    rest = density.starts(num - len(proposed), generator=rng) if len(proposed) < num else proposed[:0]
+    return np.concatenate([proposed, rest])
 
 
 def _maxima(density: Density, starts: np.ndarray) -> _Maxima:

@@ -7,6 +7,7 @@ from itertools import count
 import numpy as np
 from scipy.optimize import minimize
 
+from inference.cluster_starts import labels_of, proposed_starts
 from inference.dear_climb import climb_dear, uphill
 from inference.density import Density
 from inference.exchangeable import exchangeable
@@ -39,6 +40,9 @@ NEGLIGIBLE = -20.0
 START_TRIES = 20
 START_WIDTH = 2.0  # wider than the posterior, so that chains that do not mix still show it
 NUM_PROPOSED = 4  # of a model: from random points most climbs in a large mixture end in a poor mode
+# Climbs of a model with labels end at many heights. Where only one has reached the highest, so many more begin at
+# clusterings, at most, until another one has.
+MAX_MORE = 12
 NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.search_modes`
 # Short steps uphill before it is asked whether a climb is on the slope of a known mode. They are slow where another
 # mode has other scales, so only what is then at most so many nats, and one for each dimension, below the mode belongs
@@ -271,8 +275,31 @@ def _dips(values: np.ndarray) -> bool:
 
 
 def all_starts(density: Density, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Give what points the model proposes, if it does, and dispersed ones (num, D)."""
-    return np.concatenate([density.proposed(NUM_PROPOSED, generator=rng), density.starts(num, generator=rng)])
+    """Give what points the model proposes, or a clustering of its data, and dispersed ones (num, D)."""
+    proposed = proposed_starts(density, NUM_PROPOSED, generator=rng)
+    return np.concatenate([proposed, density.starts(num, generator=rng)])
+
+
+def climb_again(density: Density, climbed: Climbed, rng: np.random.Generator) -> Climbed:
+    """Add climbs from further clusterings where but one has reached the highest mode of a model with labels."""
+    for _ in range(MAX_MORE // NUM_PROPOSED):
+        if not reached_once(density, climbed):
+            break
+        points = proposed_starts(density, NUM_PROPOSED, generator=rng)
+        if not len(points):
+            points = density.starts(NUM_PROPOSED, generator=rng)
+        climbed = find_modes(density, points, known=climbed)
+    return climbed
+
+
+def reached_once(density: Density, climbed: Climbed) -> bool:
+    """Whether climbs of a model with labels have ended in several modes, one of them alone in the heaviest.
+
+    Then there may be a heavier one still: of mixtures in many columns nearly all climbs end in poor modes, each in one
+    of its own.
+    """
+    alone = bool(climbed.modes) and climbed.counts[0] == 1 and sum(climbed.counts) > 1
+    return alone and (labels_of(density) is not None or bool(exchangeable(density)))
 
 
 def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
@@ -302,7 +329,7 @@ def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
     def start(chain_seed: int) -> np.ndarray:
         generator = np.random.default_rng(chain_seed)
         for attempt in range(START_TRIES):
-            proposed = density.proposed(1 if attempt >= START_TRIES // 2 else 0, generator=generator)
+            proposed = proposed_starts(density, 1 if attempt >= START_TRIES // 2 else 0, generator=generator)
             point = proposed[0] if len(proposed) else density.starts(1, generator=generator)[0]
             mode = _mode_above(density, point)
             if mode is None:
