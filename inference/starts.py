@@ -26,6 +26,7 @@ FEW_STEPS = 3  # where each of the Hessian's gradients is a run of Pyro's
 # A Hessian whose gradients take torch longer (compiled code is some ten times faster) is dear: Newton's steps do
 # without. It is counted, not timed, so that equal seeds take equal ways.
 DEAR_SECONDS = 5.0
+DEAR_DRAWS = 16  # there, to choose a start by: where data are so many, bounds differ by far more than their noise
 # Curvatures below this share of the largest are rounding.
 FLAT = 1e-14
 # Slope, in nats per local sd, at which the density is within 1e-14 nats of its maximum.
@@ -57,15 +58,23 @@ LINE_POINTS = 20
 
 
 def best_gaussian(density: Density, point: np.ndarray, z: np.ndarray, *, full_rank: bool) -> Gaussian:
-    """Choose, by the bound on base draws ``z`` (n, D), between Gaussians at a point (D,) and a Laplace fit above it.
+    """Choose, by the bound on base draws ``z`` (n, D), between Gaussians at a point (D,) and above it.
 
-    A Laplace start alone can be catastrophic (a mode at the neck of a funnel), so it has to win.
+    A Laplace start alone can be catastrophic (a mode at the neck of a funnel), so it has to win. Where its curvatures
+    are dear, or where there are none (a mixture has flat directions, and the climb may not have arrived), a narrow
+    Gaussian stands in for it.
     """
     eye = np.eye(len(point)) if full_rank else np.ones(len(point))
     candidates = [Gaussian(point, scale * eye) for scale in (1.0, 0.1)]
-    at_mode = laplace(density.grad, climb_to_mode(density, point), full_rank=full_rank)
-    candidates += [at_mode] if at_mode is not None else []
-    return best_of(density.log_density, candidates, z)
+    end, dear = climb_to_mode(density, point), is_dear(density)
+    at_mode = None if dear else laplace(density.grad, end, full_rank=full_rank)
+    candidates += [Gaussian(end, scale * eye) for scale in (0.1, 0.01)] if at_mode is None else [at_mode]
+    return best_of(density.log_density, candidates, z[: DEAR_DRAWS if dear else None])
+
+
+def is_dear(density: Density) -> bool:
+    """Whether a Hessian takes long; one by torch, of which compiled code may take a tenth."""
+    return density.graph is not None and 2 * density.dim * python_seconds(density.graph) > DEAR_SECONDS
 
 
 def best_of(log_density: Callable[[np.ndarray], np.ndarray], candidates: Sequence[Gaussian], z: np.ndarray) -> Gaussian:
@@ -103,7 +112,7 @@ def climb_to_maximum(density: Density, point: np.ndarray) -> tuple[np.ndarray, b
     """
     if density.dim > MAX_FULL_RANK:
         return climb_dear(density, point, settled=SETTLED_GRADIENT)
-    if density.graph is not None and 2 * density.dim * python_seconds(density.graph) > DEAR_SECONDS:
+    if is_dear(density):
         end, settled = climb_dear(density, point, settled=SETTLED_GRADIENT)
         return (end, True) if settled else _polished(density, end)
     return _polished(density, climb_to_mode(density, point))
