@@ -18,18 +18,19 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from scipy.cluster.vq import kmeans2
+from scipy.cluster.vq import kmeans2, vq
 from scipy.optimize import minimize
 
 from inference.chain_sites import chain_logits
 from inference.density import Density
-from inference.enumerated import factors, is_separate, posterior_logits
-from inference.hidden_markov import Chains
-from inference.sites import Site, trace_at_start
+from inference.enumerated import factors, is_separate
+from inference.sites import Site, Sites, trace_at_start
 from inference.unconstrain import UnconstrainMessenger
 
 # Steps of k-means and of L-BFGS: a start need not be exact.
 CLUSTER_STEPS, STEPS = 20, 40
+# Rows that k-means is run on; the others go to the nearest centre.
+MAX_ROWS = 20_000
 # Of so many clusterings the tightest begins a climb: more of them would all be the same, and so would be the climbs.
 CLUSTERINGS = 3
 # Axes of the data with less than this share of the largest variance are rounding, when rows are whitened.
@@ -51,17 +52,14 @@ class Labels:
     seen
         Which rows say anything (prod(shape),); those after the end of a shorter sequence do not.
     joint
-        ``(values, labels (*shape)) -> log density`` of labels, data and unconstrained values of the latent sites.
-    logits
-        ``values -> (*shape, K)``, log weights of the labels given constrained values.
+        ``(density, vector (D,), labels (*shape)) -> log density`` of labels, data and unconstrained latent sites.
     """
 
     size: int
     shape: tuple[int, ...]
     rows: np.ndarray
     seen: np.ndarray
-    joint: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    logits: Callable[[dict[str, torch.Tensor]], np.ndarray]
+    joint: Callable[[Density, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 _FOUND: WeakKeyDictionary[Density, Labels | None] = WeakKeyDictionary()
@@ -111,9 +109,11 @@ def clustered(labels: Labels, *, whitened: bool, generator: np.random.Generator)
 
 def _kmeans(rows: np.ndarray, K: int, generator: np.random.Generator) -> tuple[float, np.ndarray, np.ndarray]:
     """Sum of squares, centres (K, columns) and labels (rows,)."""
+    some = generator.choice(rows, MAX_ROWS, replace=False) if len(rows) > MAX_ROWS else rows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of empty clusters
-        centres, number = kmeans2(rows, K, iter=CLUSTER_STEPS, minit="++", rng=generator)
+        centres, _ = kmeans2(some, K, iter=CLUSTER_STEPS, minit="++", rng=generator)
+    number, _ = vq(rows, centres)
     return float(((rows - centres[number]) ** 2).sum()), centres, number
 
 
@@ -141,7 +141,7 @@ def suited(density: Density, labels: Labels, given: np.ndarray, start: np.ndarra
         leaf = torch.as_tensor(x, dtype=density.dtype).clone().requires_grad_()
         try:
             with torch.enable_grad(), pyro.validation_enabled(False):
-                value = labels.joint(leaf, given)
+                value = labels.joint(density, leaf, given)
                 (gradient,) = torch.autograd.grad(value, leaf)
         except (ValueError, RuntimeError):  # a matrix that cannot be factorised, say
             return 1e30, np.zeros_like(x)
@@ -155,20 +155,21 @@ def suited(density: Density, labels: Labels, given: np.ndarray, start: np.ndarra
 
 def _labels(density: Density) -> Labels | None:
     sites = density.sites
-    chains = [name for name, path in sites.chains.items()]
-    mixed = [name for name in sites.observed if name not in sites.chains]
+    chains = list(sites.chains)
     if len(sites.discrete) == 1 and not chains:
-        return _assignment(density, next(iter(sites.discrete.values())))
+        return _assignment(sites, next(iter(sites.discrete.values())))
     if sites.discrete:
         return None
     trace = trace_at_start(sites.function, sites.data)
     if len(chains) == 1:
-        return _chain(density, chains[0], trace)
-    mixed = [name for name in mixed if _mixture(trace.nodes[name]["fn"]) is not None]
-    return _mixed(density, mixed[0], trace) if len(mixed) == 1 and not chains else None
+        return _chain(sites, chains[0], trace)
+    mixed = [name for name in sites.observed if _mixture(trace.nodes[name]["fn"]) is not None]
+    return _mixed(sites, mixed[0], trace) if len(mixed) == 1 and not chains else None
 
 
-def _joint(density: Density, vector: torch.Tensor, condition: dict, without: str = "") -> tuple[torch.Tensor, poutine.Trace]:
+def _joint(
+    density: Density, vector: torch.Tensor, condition: dict[str, torch.Tensor], without: str = ""
+) -> tuple[torch.Tensor, poutine.Trace]:
     """Log density at an unconstrained vector (D,), labels given, but for one observed site; and the trace."""
     with UnconstrainMessenger(density.unflatten(vector)) as run:
         model = poutine.condition(density.sites.function, data=condition)
@@ -177,13 +178,12 @@ def _joint(density: Density, vector: torch.Tensor, condition: dict, without: str
     return total + (run.log_jacobian if density.jacobian else 0.0), trace
 
 
-def _assignment(density: Density, site: Site) -> Labels | None:
+def _assignment(sites: Sites, site: Site) -> Labels | None:
     """Labels that are values of a discrete site, independent over its plates."""
-    sites = density.sites
     if not site.plates or site.shape != tuple(sites.plate_sizes[p] for p in site.dims if p in site.plates):
         return None
-    values = {n: node["value"] for n, node in trace_at_start(sites.function, sites.data).nodes.items() if n in sites.latent}
-    probe = factors(sites, values)
+    start = trace_at_start(sites.function, sites.data)
+    probe = factors(sites, {name: start.nodes[name]["value"] for name in sites.latent})
     (group,) = (group for group in probe.groups if site.name in group)
     columns = [_rows(sites.observed[name], sites.observations[name], site) for name in probe.observed(group)]
     columns = [column for column in columns if column is not None]
@@ -191,14 +191,11 @@ def _assignment(density: Density, site: Site) -> Labels | None:
     if not is_separate(probe, group) or not columns or support.dim() != 1:
         return None
 
-    def joint(vector: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def joint(density: Density, vector: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return _joint(density, vector, {site.name: support[labels]})[0]
 
-    def logits(values: dict[str, torch.Tensor]) -> np.ndarray:
-        return posterior_logits(factors(sites, values), [site.name])[site.name].numpy()
-
     rows = np.concatenate(columns, axis=1)
-    return Labels(len(support), site.shape, rows, np.ones(len(rows), bool), joint, logits)
+    return Labels(len(support), site.shape, rows, np.ones(len(rows), bool), joint)
 
 
 def _rows(observed: Site, value: torch.Tensor, site: Site) -> np.ndarray | None:
@@ -210,27 +207,20 @@ def _rows(observed: Site, value: torch.Tensor, site: Site) -> np.ndarray | None:
     return table.reshape(int(np.prod(site.shape)), -1)
 
 
-def _chain(density: Density, name: str, trace: poutine.Trace) -> Labels:
+def _chain(sites: Sites, name: str, trace: poutine.Trace) -> Labels:
     """Labels that are the states of a hidden Markov chain."""
-    sites, node = density.sites, trace.nodes[name]
-    found = chain_logits(node)
-    observation = found["observation"]
+    node = trace.nodes[name]
+    observation = chain_logits(node)["observation"]
     seen = (observation != 0).any(-1)
     shape = sites.chains[name].shape
     rows = np.asarray(node["value"], np.float64).reshape(int(np.prod(shape)), -1)
 
-    def joint(vector: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def joint(density: Density, vector: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         total, trace = _joint(density, vector, {}, name)
         parts = chain_logits(trace.nodes[name])
         return total + _path_logit(parts, labels, seen.to(total.dtype))
 
-    def logits(values: dict[str, torch.Tensor]) -> np.ndarray:
-        trace = poutine.trace(poutine.condition(sites.function, data=values)).get_trace(**sites.data)
-        chains = Chains.of(*(part.numpy() for part in chain_logits(trace.nodes[name]).values()))
-        with np.errstate(divide="ignore"):
-            return np.log(chains.smoothed)
-
-    return Labels(observation.shape[-1], shape, rows, seen.numpy().reshape(-1), joint, logits)
+    return Labels(observation.shape[-1], shape, rows, seen.numpy().reshape(-1), joint)
 
 
 def _path_logit(parts: dict[str, torch.Tensor], path: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -254,9 +244,9 @@ def _mixture(distribution: object) -> dist.MixtureSameFamily | None:
     return distribution if isinstance(distribution, dist.MixtureSameFamily) else None
 
 
-def _mixed(density: Density, name: str, trace: poutine.Trace) -> Labels | None:
+def _mixed(sites: Sites, name: str, trace: poutine.Trace) -> Labels | None:
     """Labels that are the components of an observed mixture distribution."""
-    sites, fn = density.sites, _mixture(trace.nodes[name]["fn"])
+    fn = _mixture(trace.nodes[name]["fn"])
     event_dim = len(fn.event_shape)
     shape = sites.observed[name].shape[: len(sites.observed[name].shape) - event_dim]
     rows = np.asarray(trace.nodes[name]["value"], np.float64).reshape(int(np.prod(shape)), -1)
@@ -266,14 +256,10 @@ def _mixed(density: Density, name: str, trace: poutine.Trace) -> Labels | None:
         each = mixture.component_distribution.log_prob(node["value"].unsqueeze(-1 - event_dim))
         return (each + mixture.mixture_distribution.logits).expand(*shape, -1)
 
-    def joint(vector: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def joint(density: Density, vector: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         total, trace = _joint(density, vector, {}, name)
         return total + weights(trace.nodes[name]).gather(-1, labels.unsqueeze(-1)).sum()
 
-    def logits(values: dict[str, torch.Tensor]) -> np.ndarray:
-        trace = poutine.trace(poutine.condition(sites.function, data=values)).get_trace(**sites.data)
-        return weights(trace.nodes[name]).numpy()
-
     if not shape or int(np.prod(shape)) < 2:
         return None
-    return Labels(weights(trace.nodes[name]).shape[-1], shape, rows, np.ones(len(rows), bool), joint, logits)
+    return Labels(weights(trace.nodes[name]).shape[-1], shape, rows, np.ones(len(rows), bool), joint)

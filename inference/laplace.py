@@ -77,9 +77,9 @@ class Laplace(_Ascent):
     log density includes the log Jacobians of the transforms. Of the modes found the one of the largest mass,
     exp(log p + D/2 log 2 pi - 1/2 log det H) (MacKay 2003, eq. 27.9), is kept: its log is an estimate of the log
     evidence. Where K components are exchangeable there are K! such modes, and log K! is added, less what overlaps (as
-    those of an empty component do); ``fit.notes`` says so. A full covariance up to 250 dimensions, its diagonal's inverse beyond. There, and where data are many,
-    Newton's steps do without a Hessian (`inference.dear_climb`), and a climb ends within a hundredth of a local sd of
-    the mode.
+    those of an empty component do); ``fit.notes`` says so. A full covariance up to 250 dimensions, its diagonal's
+    inverse beyond. There, and where data are many, Newton's steps do without a Hessian (`inference.dear_climb`), and a
+    climb ends within a hundredth of a local sd of the mode.
 
     Parameters
     ----------
