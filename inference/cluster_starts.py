@@ -95,8 +95,8 @@ def labels_of(density: Density) -> Labels | None:
 def clustered(labels: Labels, *, whitened: bool, generator: np.random.Generator) -> np.ndarray:
     """Cluster the rows by k-means from random seeds far apart (Arthur & Vassilvitskii 2007); labels (*shape).
 
-    Columns are standardised, or ``whitened``, which finds clusters that are long and narrow. Clusters are in the order
-    of their means, so that they suit locations in increasing order.
+    Columns of numbers are standardised, or ``whitened``, which finds clusters that are long and narrow. Clusters are in
+    the order of their means, so that they suit locations in increasing order.
     """
     rows = _standardised(labels.rows, whitened=whitened)[labels.seen]
     tries = [_kmeans(rows, labels.size, generator) for _ in range(CLUSTERINGS)]
@@ -118,14 +118,21 @@ def _kmeans(rows: np.ndarray, K: int, generator: np.random.Generator) -> tuple[f
 
 
 def _standardised(rows: np.ndarray, *, whitened: bool) -> np.ndarray:
+    """Give rows (rows, columns) in which distances mean something; missing entries lie at the mean of their column.
+
+    Switches and counts have one unit, in which their roots vary about equally: in units of its own spread a note that
+    is hardly ever played would weigh more than all others.
+    """
+    counts = bool(np.all(np.isnan(rows) | ((rows >= 0) & (rows == np.floor(rows)))))
+    rows = np.sqrt(rows) if counts else rows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of columns without a value
         mean = np.nan_to_num(np.nanmean(rows, axis=0))
     centred = np.where(np.isnan(rows), 0.0, rows - mean)
     spread = centred.std(axis=0)
-    white = centred[:, spread > 0] / spread[spread > 0]
-    if not white.shape[1]:
+    if counts or not (spread > 0).any():
         return centred
+    white = centred[:, spread > 0] / spread[spread > 0]
     if whitened and len(white) > white.shape[1] > 1:
         sizes, axes = np.linalg.eigh(np.cov(white.T))
         kept = sizes > FLAT * sizes[-1]

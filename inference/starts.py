@@ -29,6 +29,7 @@ DEAR_SECONDS = 5.0
 DEAR_DRAWS = 16  # there, to choose a start by: where data are so many, bounds differ by far more than their noise
 # Curvatures below this share of the largest are rounding.
 FLAT = 1e-14
+AT_EDGE = 1e-8  # relative change of the values, for a step of one of the unconstrained coordinates
 # Slope, in nats per local sd, at which the density is within 1e-14 nats of its maximum.
 EXACT = 1e-7
 # Slope up to which an end counts as a maximum: within 1e-8 nats; rounding of a large sum can leave as much.
@@ -131,7 +132,7 @@ def _polished(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
         if not (np.isfinite(precision).all() and np.isfinite(value)):
             return point, False
         curvatures, axes = np.linalg.eigh(precision)
-        proper = bool(curvatures[0] > 0)
+        proper = bool(curvatures[0] > 0) or _at_edge(density, point, curvatures, axes)
         along = axes.T @ gradient
         sizes = np.maximum(np.abs(curvatures), FLAT * np.abs(curvatures).max())
         slope = np.sqrt((along**2 / sizes).max())
@@ -142,6 +143,22 @@ def _polished(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
             break
         point = ahead
     return point, proper and bool(slope < SETTLED)
+
+
+def _at_edge(density: Density, point: np.ndarray, curvatures: np.ndarray, axes: np.ndarray) -> bool:
+    """Whether a density of the constrained values is flat only where these are at an edge of their support.
+
+    A transition that no datum shows has probability zero at the maximum, where a flat prior lets it: its logit may be
+    anything far below zero. Flat directions along which the values do move have no maximum.
+    """
+    flat = np.abs(curvatures) <= FLAT * np.abs(curvatures).max()
+    if density.jacobian or (curvatures[~flat] < 0).any():
+        return False
+    moves = np.concatenate([point + axes[:, flat].T, point - axes[:, flat].T, point[None]])
+    for value in density.constrain(moves).values():
+        if not (np.abs(value - value[-1]) <= AT_EDGE * (1 + np.abs(value[-1]))).all():
+            return False
+    return True
 
 
 @dataclass(frozen=True)

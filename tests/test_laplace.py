@@ -274,3 +274,28 @@ def test_components_that_the_model_tells_apart_have_one_labelling():
     y = np.random.default_rng(0).normal([-2.5, 2.5], 1.0, (30, 2)).ravel()
     result = fit(two_groups, {"y": y}, Laplace(num_samples=200))
     assert not any("labelling" in note for note in result.notes)
+
+
+def votes(counts):
+    """A flat prior, so that the highest density is where the likelihood is, at an edge if nobody voted for one."""
+    share = pyro.sample("share", dist.Dirichlet(torch.ones(len(counts))))
+    pyro.sample("counts", dist.Multinomial(int(counts.sum()), share), obs=counts)
+
+
+def unidentified(y):
+    """Only the sum of the two is seen."""
+    a = pyro.sample("a", dist.ImproperUniform(constraints.real, (), ()))
+    b = pyro.sample("b", dist.ImproperUniform(constraints.real, (), ()))
+    pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+def test_a_maximum_may_lie_at_an_edge():
+    counts = torch.tensor([5.0, 0.0, 3.0, 0.0])
+    result = fit(votes, {"counts": counts}, MAP(num_samples=4))
+    assert result.status.ok
+    assert np.allclose(result.draws["share"][0, 0], counts / counts.sum(), atol=1e-6)
+
+
+def test_a_flat_ridge_is_no_edge():
+    with pytest.raises(InputError, match="no climb"):
+        fit(unidentified, {"y": torch.tensor(1.0)}, MAP(num_samples=4))
