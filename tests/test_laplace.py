@@ -10,8 +10,11 @@ from scipy.special import betaln, logsumexp
 from scipy.stats import beta, binom, norm
 from sklearn.mixture import GaussianMixture
 
-from inference import MAP, Laplace, check, compare, fit, load_fit
+from inference import MAP, Laplace, check, compare, fit, isolated, load_fit
+from inference.density import Density
 from inference.errors import InputError
+from inference.sites import read_sites
+from inference.starts import _at_edge
 from inference.verdict_kinds import VerdictKind
 from ppl_models import MODELS
 from tests.accuracy import assert_moments
@@ -297,5 +300,10 @@ def test_a_maximum_may_lie_at_an_edge():
 
 
 def test_a_flat_ridge_is_no_edge():
-    with pytest.raises(InputError, match="no climb"):
-        fit(unidentified, {"y": torch.tensor(1.0)}, MAP(num_samples=4))
+    axes, curvatures = np.array([[1.0, 1.0], [-1.0, 1.0]]) / np.sqrt(2), np.array([0.0, 2.0])
+    with isolated(seed=0):
+        torch.set_default_dtype(torch.float64)
+        ridge = Density(read_sites(unidentified, {"y": torch.tensor(1.0)}), jacobian=False)
+        assert not _at_edge(ridge, np.array([0.5, 0.5]), curvatures, axes)
+        edge = Density(read_sites(votes, {"counts": torch.tensor([5.0, 3.0, 0.0])}), jacobian=False)
+        assert _at_edge(edge, np.array([-0.18, 35.0]), curvatures[::-1], np.eye(2))
