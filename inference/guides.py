@@ -20,16 +20,18 @@ from pyro.infer.autoguide import (
     init_to_value,
 )
 
+from inference.cluster_starts import proposed_starts
 from inference.density import Density
 from inference.errors import InputError, one_line
 from inference.flow_guides import FLOWS
 from inference.gaussian import MAX_FULL_RANK, Gaussian, base_draws, elbo, fit_gaussian
 from inference.mapped import map_draws
 from inference.sites import Sites, is_discrete
-from inference.starts import best_gaussian
+from inference.starts import DEAR_DRAWS, best_gaussian, is_dear
 
-# Guides by name start at the centre of the best of this many dispersed Gaussians, by their bounds on so many draws:
-# stochastic steps of a fixed size do not find a posterior that is hundreds of units away.
+# Guides by name start at the centre of the best of this many Gaussians, by their bounds on so many draws: stochastic
+# steps of a fixed size do not find a posterior that is hundreds of units away, nor one whose components they have once
+# made equal: from random parameters those of a mixture all approach the same values, and stay there.
 _STARTS, _START_DRAWS = 3, 64
 # Fixed draws on which the Gaussian under a flow is fitted: four per dimension, as AutoVI's first round takes.
 _DRAWS_PER_DIM = 4
@@ -50,7 +52,8 @@ def make_guide(guide: str | Callable[..., Any], sites: Sites, *, density: Densit
     """Give a guide for a model: a name from `GUIDES`, or a callable as it is.
 
     A guide by name covers the continuous latents; discrete ones are summed out. It starts at the centre of the best of
-    a few dispersed Gaussians where the model has a flat density, else at prior medians.
+    a few Gaussians, above points that the model or a clustering of its data proposes (`inference.cluster_starts`) or
+    dispersed ones, where the model has a flat density, else at prior medians.
 
     Raises
     ------
@@ -82,8 +85,11 @@ def _start(density: Density, seed: int, *, flow: bool) -> Gaussian:
     rng = np.random.default_rng(seed)
     z = rng.standard_normal((_START_DRAWS, density.dim))
     full_rank = density.dim <= MAX_FULL_RANK
-    starts = [best_gaussian(density, p, z, full_rank=full_rank) for p in density.starts(_STARTS, generator=rng)]
-    best = max(starts, key=lambda q: elbo(density.log_density, q, z)[0])
+    proposed = proposed_starts(density, _STARTS, generator=rng)
+    points = proposed if len(proposed) else density.starts(_STARTS, generator=rng)
+    starts = [best_gaussian(density, point, z, full_rank=full_rank) for point in points]
+    few = z[: DEAR_DRAWS if is_dear(density) else None]
+    best = max(starts, key=lambda q: elbo(density.log_density, q, few)[0])
     if not flow:
         return best
     fixed = base_draws(_DRAWS_PER_DIM * density.dim, density.dim, full_rank=full_rank, random_radius=False, rng=rng)

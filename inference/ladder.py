@@ -19,7 +19,7 @@ from inference.gaussian import (
 )
 from inference.importance import Proposals, joined, propose
 from inference.modes import MIN_SHARE, SOME_DRAWS, look_about
-from inference.starts import Climbed, Mode, all_starts, best_gaussian, best_of, find_modes
+from inference.starts import Climbed, Mode, all_starts, best_gaussian, best_of, climb_again, find_modes
 
 # Fits begin on few fixed draws, from two starts; the better one goes on with more.
 FIRST_DRAWS, DRAWS, MAX_DRAWS = 32, 128, 4096
@@ -139,7 +139,7 @@ class Ladder:
         """Look for modes, and give a Gaussian to start from for each that counts; the heaviest first."""
         points = all_starts(self.density, num_starts, self.rng)
         if self.full_rank:
-            self._search(lambda: find_modes(self.density, points))
+            self._search(lambda: climb_again(self.density, find_modes(self.density, points), self.rng))
         if self.modes:
             return [self._above(mode) for mode in self.modes]
         z = self._draws(FIRST_DRAWS)

@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from inference.cluster_starts import proposed_starts
 from inference.density import Density
 from inference.errors import InputError
+from inference.exchangeable import exchangeable
 from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Gaussian, gaussian_draws
-from inference.label_copies import nearest_copies
+from inference.label_copies import learnt_models, log_num_labellings, nearest_copies
 from inference.nuts import DTYPES, check_choice, check_count
 from inference.progress import bar
 from inference.starts import climb_to_maximum, mode_at
@@ -24,6 +26,9 @@ TYPICAL_GRADIENTS = 1000
 AGREEMENT, APART = 1e-3, 1e-2
 # Spread about a maximum at which its labels are learnt; copies are exact, so any that parts components will do.
 NEAR = 0.1
+# Draws of the Gaussian that tell how much of it lies nearer to its copies under other labels; if that is more than 5 %,
+# which Laplace's method itself may be wrong by, it is said.
+COPY_DRAWS, CLEAR = 500, 0.95
 # Another maximum counts from 1 % of the mass, as for `inference.modes`.
 COUNTS = np.log(0.01)
 
@@ -71,9 +76,10 @@ class Laplace(_Ascent):
     Each of several dispersed starts climbs by L-BFGS, then by Newton's method, on the unconstrained space, where the
     log density includes the log Jacobians of the transforms. Of the modes found the one of the largest mass,
     exp(log p + D/2 log 2 pi - 1/2 log det H) (MacKay 2003, eq. 27.9), is kept: its log is an estimate of the log
-    evidence. A full covariance up to 250 dimensions, its diagonal's inverse beyond. There, and where data are many,
-    Newton's steps do without a Hessian (`inference.dear_climb`), and a climb ends within a hundredth of a local sd of
-    the mode.
+    evidence. Where K components are exchangeable there are K! such modes, and log K! is added, less what overlaps (as
+    those of an empty component do); ``fit.notes`` says so. A full covariance up to 250 dimensions, its diagonal's
+    inverse beyond. There, and where data are many, Newton's steps do without a Hessian (`inference.dear_climb`), and a
+    climb ends within a hundredth of a local sd of the mode.
 
     Parameters
     ----------
@@ -81,7 +87,7 @@ class Laplace(_Ascent):
         Independent draws from the Gaussian are returned in this shape, that of an MCMC run beside it.
     num_starts
         Starts: those that the model proposes (`ppl_models.Model.start`), else uniform on (-2, 2) of the unconstrained
-        space.
+        space, half of them from clusterings where there are labels (`inference.cluster_starts`).
     backend, dtype
         As for `AutoVI`.
 
@@ -114,6 +120,7 @@ class Laplace(_Ascent):
         z = rng.standard_normal((shape[0] * shape[1], density.dim))
         draws, points, stats = gaussian_draws(density, best.laplace, z)
         seconds["sampling"] = time.perf_counter() - begin
+        log_copies, said = _copies(density, best.laplace, points)
         others = sum(best.log_mass + COUNTS < mass < best.log_mass - AGREEMENT for mass in masses)
         return Run(
             draws={name: value.reshape(*shape, *value.shape[1:]) for name, value in draws.items()},
@@ -121,7 +128,7 @@ class Laplace(_Ascent):
             history=maxima.history,
             status=_one_labelling(density, maxima, first).status(first, left_out=others),
             seconds=seconds,
-            notes=_notes(density, best.laplace),
+            notes=(*_notes(density, best.laplace), *said),
             state={
                 "unconstrained": points.reshape(*shape, density.dim),
                 "labels": density.labels,
@@ -129,7 +136,7 @@ class Laplace(_Ascent):
                 "backend": f"L-BFGS and Newton, {density.backend} density",
                 "loc": best.laplace.loc,
                 "scale": best.laplace.scale,
-                "log_evidence": best.log_mass,
+                "log_evidence": best.log_mass + log_copies,
                 "starts": {"value": maxima.values},
             },
         )
@@ -151,7 +158,7 @@ class MAP(_Ascent):
         distribution at it.
     num_starts
         Starts: those that the model proposes (`ppl_models.Model.start`), else uniform on (-2, 2) of the unconstrained
-        space.
+        space, half of them from clusterings where there are labels (`inference.cluster_starts`).
     backend, dtype
         As for `AutoVI`.
 
@@ -244,9 +251,12 @@ class _Maxima:
 
 
 def _starts(density: Density, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Give points (num, D): those that the model proposes (`ppl_models.Model.start`), else dispersed ones."""
+    """Give points (num, D): those that the model proposes, else half of clusterings, if any, and dispersed ones."""
     proposed = density.proposed(num, generator=rng)
-    return proposed if len(proposed) else density.starts(num, generator=rng)
+    if not len(proposed):
+        proposed = proposed_starts(density, (num + 1) // 2, generator=rng)
+    rest = density.starts(num - len(proposed), generator=rng) if len(proposed) < num else proposed[:0]
+    return np.concatenate([proposed, rest])
 
 
 def _maxima(density: Density, starts: np.ndarray) -> _Maxima:
@@ -270,6 +280,24 @@ def _one_labelling(density: Density, maxima: _Maxima, best: int) -> _Maxima:
     near, points = Gaussian(maxima.points[best], np.full(density.dim, NEAR)), maxima.points.copy()
     points[others] = nearest_copies(density, near, points[others])
     return replace(maxima, points=points)
+
+
+def _copies(density: Density, q: Gaussian, draws: np.ndarray) -> tuple[float, tuple[str, ...]]:
+    """Log of what the mass of one mode is multiplied by for those that are it relabelled, and a remark.
+
+    All K! labellings of a point have one density, so the evidence is K! times the integral over those points whose
+    labels are nearest to the mode's: K! times that part of the Gaussian's mass. Copies that overlap count once.
+    """
+    models = learnt_models(density, draws[:COPY_DRAWS]) if exchangeable(density) else ()
+    if not models:
+        return 0.0, ()
+    groups, draws = [model.components for model in models], draws[:COPY_DRAWS]
+    inside = 1.0 - (nearest_copies(density, q, draws, groups) != draws).any(axis=1).mean()
+    num, sizes = np.exp(log_num_labellings(models)), " and ".join(str(group.size) for group in groups)
+    said = f"log_evidence counts all {num:.0f} labellings of {sizes} exchangeable components"
+    if inside < CLEAR:
+        said += f", of each the {inside:.0%} of its mass that lies in no other; log_evidence(fit) is more exact here"
+    return float(np.log(num * max(inside, 1.0 / len(draws)))), (said,)
 
 
 def _apart(places: np.ndarray, best: int) -> np.ndarray:

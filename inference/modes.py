@@ -12,7 +12,18 @@ from inference.gaussian import MAX_FULL_RANK
 from inference.label_copies import nearest_copies
 from inference.restored_density import restored_density
 from inference.short_chains import whitening
-from inference.starts import Climbed, Mode, all_starts, apart, climb_to_maximum, dips, find_modes, mode_at
+from inference.starts import (
+    Climbed,
+    Mode,
+    all_starts,
+    apart,
+    climb_again,
+    climb_to_maximum,
+    dips,
+    find_modes,
+    mode_at,
+    reached_once,
+)
 
 # Other modes count when their Laplace mass is at least this share of the mass where the fit is.
 MIN_SHARE = 0.01
@@ -52,12 +63,15 @@ class ModeSearch:
         the fit has next to no draws.
     message
         One sentence.
+    reached_once
+        Whether the model has labels, and but one start of several ended in the heaviest mode.
     """
 
     num_starts: int
     num_settled: int
     num_elsewhere: int
     message: str
+    reached_once: bool = False
 
 
 def modes_seen(fit: Fit) -> ModeSearch:
@@ -94,7 +108,7 @@ def search_modes(fit: Fit, *, num_starts: int = NUM_STARTS, seed: int = 0) -> Mo
     with restored_density(fit, num_gradients=TYPICAL_GRADIENTS) as (density, _):
         draws = fit.state["unconstrained"].reshape(-1, density.dim)
         rng = np.random.default_rng(seed)
-        near = find_modes(density, all_starts(density, num_starts, rng))
+        near = climb_again(density, find_modes(density, all_starts(density, num_starts, rng)), rng)
         seen = seen_from(density, draws, near)
         return seen if seen.num_elsewhere else seen_from(density, draws, look_about(density, draws, near, rng))
 
@@ -152,7 +166,7 @@ def seen_from(density: Density, draws: np.ndarray, climbed: Climbed) -> ModeSear
         message = f"{elsewhere} of {num} dispersed starts ended in a mode where the fit has no draws."
     else:
         message = f"{settled} of {num} dispersed starts settled, none in a mode away from the fit."
-    return ModeSearch(num, settled, elsewhere, message)
+    return ModeSearch(num, settled, elsewhere, message, reached_once(density, climbed))
 
 
 def _covered(density: Density, draws: np.ndarray, mode: Mode, home_mass: float) -> bool:

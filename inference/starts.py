@@ -7,6 +7,7 @@ from itertools import count
 import numpy as np
 from scipy.optimize import minimize
 
+from inference.cluster_starts import labels_of, proposed_starts
 from inference.dear_climb import climb_dear, uphill
 from inference.density import Density
 from inference.exchangeable import exchangeable
@@ -25,8 +26,10 @@ FEW_STEPS = 3  # where each of the Hessian's gradients is a run of Pyro's
 # A Hessian whose gradients take torch longer (compiled code is some ten times faster) is dear: Newton's steps do
 # without. It is counted, not timed, so that equal seeds take equal ways.
 DEAR_SECONDS = 5.0
+DEAR_DRAWS = 16  # there, to choose a start by: where data are so many, bounds differ by far more than their noise
 # Curvatures below this share of the largest are rounding.
 FLAT = 1e-14
+AT_EDGE = 1e-8  # relative change of the values, for a step of one of the unconstrained coordinates
 # Slope, in nats per local sd, at which the density is within 1e-14 nats of its maximum.
 EXACT = 1e-7
 # Slope up to which an end counts as a maximum: within 1e-8 nats; rounding of a large sum can leave as much.
@@ -39,6 +42,9 @@ NEGLIGIBLE = -20.0
 START_TRIES = 20
 START_WIDTH = 2.0  # wider than the posterior, so that chains that do not mix still show it
 NUM_PROPOSED = 4  # of a model: from random points most climbs in a large mixture end in a poor mode
+# Climbs of a model with labels end at many heights. Where only one has reached the highest, so many more begin at
+# clusterings, at most, until another one has.
+MAX_MORE = 12
 NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.search_modes`
 # Short steps uphill before it is asked whether a climb is on the slope of a known mode. They are slow where another
 # mode has other scales, so only what is then at most so many nats, and one for each dimension, below the mode belongs
@@ -55,15 +61,23 @@ LINE_POINTS = 20
 
 
 def best_gaussian(density: Density, point: np.ndarray, z: np.ndarray, *, full_rank: bool) -> Gaussian:
-    """Choose, by the bound on base draws ``z`` (n, D), between Gaussians at a point (D,) and a Laplace fit above it.
+    """Choose, by the bound on base draws ``z`` (n, D), between Gaussians at a point (D,) and above it.
 
-    A Laplace start alone can be catastrophic (a mode at the neck of a funnel), so it has to win.
+    A Laplace start alone can be catastrophic (a mode at the neck of a funnel), so it has to win. Where its curvatures
+    are dear, or where there are none (a mixture has flat directions, and the climb may not have arrived), a narrow
+    Gaussian stands in for it.
     """
     eye = np.eye(len(point)) if full_rank else np.ones(len(point))
     candidates = [Gaussian(point, scale * eye) for scale in (1.0, 0.1)]
-    at_mode = laplace(density.grad, climb_to_mode(density, point), full_rank=full_rank)
-    candidates += [at_mode] if at_mode is not None else []
-    return best_of(density.log_density, candidates, z)
+    end, dear = climb_to_mode(density, point), is_dear(density)
+    at_mode = None if dear else laplace(density.grad, end, full_rank=full_rank)
+    candidates += [Gaussian(end, scale * eye) for scale in (0.1, 0.01)] if at_mode is None else [at_mode]
+    return best_of(density.log_density, candidates, z[: DEAR_DRAWS if dear else None])
+
+
+def is_dear(density: Density) -> bool:
+    """Whether a Hessian takes long; one by torch, of which compiled code may take a tenth."""
+    return density.graph is not None and 2 * density.dim * python_seconds(density.graph) > DEAR_SECONDS
 
 
 def best_of(log_density: Callable[[np.ndarray], np.ndarray], candidates: Sequence[Gaussian], z: np.ndarray) -> Gaussian:
@@ -101,7 +115,7 @@ def climb_to_maximum(density: Density, point: np.ndarray) -> tuple[np.ndarray, b
     """
     if density.dim > MAX_FULL_RANK:
         return climb_dear(density, point, settled=SETTLED_GRADIENT)
-    if density.graph is not None and 2 * density.dim * python_seconds(density.graph) > DEAR_SECONDS:
+    if is_dear(density):
         end, settled = climb_dear(density, point, settled=SETTLED_GRADIENT)
         return (end, True) if settled else _polished(density, end)
     return _polished(density, climb_to_mode(density, point))
@@ -120,7 +134,7 @@ def _polished(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
         if not (np.isfinite(precision).all() and np.isfinite(value)):
             return point, False
         curvatures, axes = np.linalg.eigh(precision)
-        proper = bool(curvatures[0] > 0)
+        proper = bool(curvatures[0] > 0) or _at_edge(density, point, curvatures, axes)
         along = axes.T @ gradient
         sizes = np.maximum(np.abs(curvatures), FLAT * np.abs(curvatures).max())
         slope = np.sqrt((along**2 / sizes).max())
@@ -131,6 +145,22 @@ def _polished(density: Density, point: np.ndarray) -> tuple[np.ndarray, bool]:
             break
         point = ahead
     return point, proper and bool(slope < SETTLED)
+
+
+def _at_edge(density: Density, point: np.ndarray, curvatures: np.ndarray, axes: np.ndarray) -> bool:
+    """Whether a density of the constrained values is flat only where these are at an edge of their support.
+
+    A transition that no datum shows has probability zero at the maximum, where a flat prior lets it: its logit may be
+    anything far below zero. Flat directions along which the values do move have no maximum.
+    """
+    flat = np.abs(curvatures) <= FLAT * np.abs(curvatures).max()
+    if density.jacobian or (curvatures[~flat] < 0).any():
+        return False
+    moves = np.concatenate([point + axes[:, flat].T, point - axes[:, flat].T, point[None]])
+    for value in density.constrain(moves).values():
+        if not (np.abs(value - value[-1]) <= AT_EDGE * (1 + np.abs(value[-1]))).all():
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -299,8 +329,31 @@ def _dips(values: np.ndarray) -> bool:
 
 
 def all_starts(density: Density, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Give what points the model proposes, if it does, and dispersed ones (num, D)."""
-    return np.concatenate([density.proposed(NUM_PROPOSED, generator=rng), density.starts(num, generator=rng)])
+    """Give what points the model proposes, or a clustering of its data, and dispersed ones (num, D)."""
+    proposed = proposed_starts(density, NUM_PROPOSED, generator=rng)
+    return np.concatenate([proposed, density.starts(num, generator=rng)])
+
+
+def climb_again(density: Density, climbed: Climbed, rng: np.random.Generator) -> Climbed:
+    """Add climbs from further clusterings where but one has reached the highest mode of a model with labels."""
+    for _ in range(MAX_MORE // NUM_PROPOSED):
+        if not reached_once(density, climbed):
+            break
+        points = proposed_starts(density, NUM_PROPOSED, generator=rng)
+        if not len(points):
+            points = density.starts(NUM_PROPOSED, generator=rng)
+        climbed = find_modes(density, points, known=climbed)
+    return climbed
+
+
+def reached_once(density: Density, climbed: Climbed) -> bool:
+    """Whether climbs of a model with labels have ended in several modes, one of them alone in the heaviest.
+
+    Then there may be a heavier one still: of mixtures in many columns nearly all climbs end in poor modes, each in one
+    of its own.
+    """
+    alone = bool(climbed.modes) and climbed.counts[0] == 1 and sum(climbed.counts) > 1
+    return alone and (labels_of(density) is not None or bool(exchangeable(density)))
 
 
 def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
@@ -330,7 +383,7 @@ def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
     def start(chain_seed: int) -> np.ndarray:
         generator = np.random.default_rng(chain_seed)
         for attempt in range(START_TRIES):
-            proposed = density.proposed(1 if attempt >= START_TRIES // 2 else 0, generator=generator)
+            proposed = proposed_starts(density, 1 if attempt >= START_TRIES // 2 else 0, generator=generator)
             point = proposed[0] if len(proposed) else density.starts(1, generator=generator)[0]
             mode = _mode_above(density, point)
             if mode is None:

@@ -230,7 +230,7 @@ class SVI:
         """Optimise from one start, and draw."""
         begin = time.perf_counter()
         sites, guide = problem.sites, self.guide
-        density = _density(sites) if isinstance(guide, str) and not sites.params else None
+        density = _density(problem) if isinstance(guide, str) and not sites.params else None
         compilation = self._compile(density)
         guide = make_guide(guide, sites, density=density, seed=problem.seed)
         trace = check_guide(guide, sites)
@@ -248,7 +248,7 @@ class SVI:
         optimisation = time.perf_counter() - begin
         begin = time.perf_counter()
         if density is None:
-            density = _density(sites)
+            density = _density(problem)
             compilation += self._compile(density)
             begin = time.perf_counter()
         shape = (self.num_chains, self.num_samples)
@@ -342,8 +342,9 @@ class SVI:
         return stepper
 
 
-def _density(sites: Sites) -> Density | None:
+def _density(problem: Problem) -> Density | None:
     """Give the flat density, with any pyro.param of the model held at its fitted value; None where there is none."""
+    sites = problem.sites
     if sites.unenumerable or sites.subsampled or not sites.latent:
         return None
-    return Density(sites, hold_params=True)
+    return Density(sites, hold_params=True, propose=getattr(problem.model, "start", None))

@@ -319,4 +319,11 @@ def _after_search(fit: Fit, search: Callable[[Fit], Any], so_far: Verdict, found
     if modes.num_settled < limits.MIN_SETTLED:
         reason = f"The search for other modes did not settle: {modes.message}"
         return replace(so_far, kind=VerdictKind.CANNOT_TELL, reason=reason, next_step=COMPARE, usable=())
+    if getattr(modes, "reached_once", False):
+        reason = (
+            f"Of {modes.num_settled} climbs only one ended in the highest mode, the others in lower ones: in a model "
+            "with labels there may be a higher one that none of them has met."
+        )
+        next_step = "Give it more starts (num_starts), or starts of your own (Model.start), and check again."
+        return replace(so_far, kind=VerdictKind.CANNOT_TELL, reason=reason, next_step=next_step, usable=())
     return replace(so_far, reason=f"{so_far.reason} No other mode was found from {modes.num_settled} starts.")

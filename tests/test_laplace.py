@@ -6,12 +6,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from scipy.special import betaln
-from scipy.stats import beta, binom
+from scipy.special import betaln, logsumexp
+from scipy.stats import beta, binom, norm
 from sklearn.mixture import GaussianMixture
 
-from inference import MAP, Laplace, check, compare, fit, load_fit
+from inference import MAP, Laplace, check, compare, fit, isolated, load_fit
+from inference.density import Density
 from inference.errors import InputError
+from inference.sites import read_sites
+from inference.starts import _at_edge
 from inference.verdict_kinds import VerdictKind
 from ppl_models import MODELS
 from tests.accuracy import assert_moments
@@ -233,3 +236,74 @@ def test_quadrature_agrees_with_the_evidence_of_a_skewed_posterior():
     density = beta.pdf(p, 32, 73)
     log_odds = np.trapezoid(density * u, p)
     assert abs(np.mean(np.log(result.draws["p"] / (1 - result.draws["p"]))) - log_odds) < 0.05
+
+
+def two_locations(y, sd=1.0):
+    """Only the two locations are unknown, so that the evidence is an integral over a plane."""
+    with pyro.plate("component", 2):
+        loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(loc[z], sd), obs=y)
+
+
+def evidence_on_a_grid(y, sd=1.0, num=801):
+    grid = np.linspace(-9.0, 9.0, num)
+    prior = norm(0.0, 3.0).logpdf(grid)
+    rows = norm(grid, sd).logpdf(np.asarray(y)[:, None])
+    total = prior[:, None] + prior
+    for row in rows:
+        total = total + np.logaddexp(row[:, None], row) - np.log(2)
+    return logsumexp(total) + 2 * np.log(grid[1] - grid[0])
+
+
+def test_the_evidence_counts_the_labellings_of_a_mixture():
+    rng = np.random.default_rng(0)
+    y = np.concatenate([rng.normal(-2.5, 1.0, 40), rng.normal(2.5, 1.0, 40)])
+    result = fit(two_locations, {"y": y}, Laplace(num_samples=200))
+    assert abs(result.state["log_evidence"] - evidence_on_a_grid(y)) < 0.02  # without log 2 it would be 0.69 off
+    assert any("all 2 labellings of 2" in note for note in result.notes)
+
+
+def test_labellings_that_overlap_are_not_counted_twice():
+    y = np.array([-0.8, 0.7, 0.9, -0.7])
+    result = fit(two_locations, {"y": y, "sd": 0.7}, Laplace(num_samples=200))
+    assert any("lies in no other" in note for note in result.notes)
+    off = result.state["log_evidence"] - evidence_on_a_grid(y, 0.7)
+    assert abs(off) < 0.2  # +-0.3 and more if both labellings counted in full, or one
+
+
+def test_components_that_the_model_tells_apart_have_one_labelling():
+    y = np.random.default_rng(0).normal([-2.5, 2.5], 1.0, (30, 2)).ravel()
+    result = fit(two_groups, {"y": y}, Laplace(num_samples=200))
+    assert not any("labelling" in note for note in result.notes)
+
+
+def votes(counts):
+    """A flat prior, so that the highest density is where the likelihood is, at an edge if nobody voted for one."""
+    share = pyro.sample("share", dist.Dirichlet(torch.ones(len(counts))))
+    pyro.sample("counts", dist.Multinomial(int(counts.sum()), share), obs=counts)
+
+
+def unidentified(y):
+    """Only the sum of the two is seen."""
+    a = pyro.sample("a", dist.ImproperUniform(constraints.real, (), ()))
+    b = pyro.sample("b", dist.ImproperUniform(constraints.real, (), ()))
+    pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+def test_a_maximum_may_lie_at_an_edge():
+    counts = torch.tensor([5.0, 0.0, 3.0, 0.0])
+    result = fit(votes, {"counts": counts}, MAP(num_samples=4))
+    assert result.status.ok
+    assert np.allclose(result.draws["share"][0, 0], counts / counts.sum(), atol=1e-6)
+
+
+def test_a_flat_ridge_is_no_edge():
+    axes, curvatures = np.array([[1.0, 1.0], [-1.0, 1.0]]) / np.sqrt(2), np.array([0.0, 2.0])
+    with isolated(seed=0):
+        torch.set_default_dtype(torch.float64)
+        ridge = Density(read_sites(unidentified, {"y": torch.tensor(1.0)}), jacobian=False)
+        assert not _at_edge(ridge, np.array([0.5, 0.5]), curvatures, axes)
+        edge = Density(read_sites(votes, {"counts": torch.tensor([5.0, 3.0, 0.0])}), jacobian=False)
+        assert _at_edge(edge, np.array([-0.18, 35.0]), curvatures[::-1], np.eye(2))
