@@ -3,7 +3,9 @@
 import ctypes
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -92,18 +94,23 @@ class NativeFunction:
         self.log_density_address = _address_of(density) if density else None
         self.copy_address = _address_of(self._library.ppl_copy) if density else None
         self._batch = self._library.ppl_batch if density else None
+        self._use_threads = getattr(self._library, "ppl_use_threads", None)
 
     def _dtype(self, name: str) -> np.dtype:
         return np.dtype({INT: np.int64, BOOL: np.bool_}.get(name, self._real))
 
     def __call__(self, *inputs: Any) -> tuple[np.ndarray, ...]:
-        """Evaluate at arrays of the shapes of the example; new arrays come back."""
+        """Evaluate at arrays of the shapes of the example; new arrays come back.
+
+        Long loops over rows are shared out over the cores; the numbers do not depend on how many there are.
+        """
         arrays = [np.asarray(x, dtype, order="C") for x, dtype in zip(inputs, self._input_dtypes, strict=True)]
         for array, shape in zip(arrays, self._input_shapes, strict=True):
             if array.shape != shape:
                 raise ValueError(f"inputs: expected shape {shape}, got {array.shape}.")
         outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
-        failed = self.evaluate(_pointers(arrays), _pointers(outputs), self._table)
+        with self._all_cores():
+            failed = self.evaluate(_pointers(arrays), _pointers(outputs), self._table)
         if failed:
             raise MemoryError("native code: no memory for its intermediate results.")
         return tuple(outputs)
@@ -120,7 +127,8 @@ class NativeFunction:
         gradients, values = np.empty_like(points), np.empty(len(points))
         begin = time.perf_counter()
         first = min(len(points), MIN_BATCH)
-        self._fill(points[:first], gradients[:first], values[:first])
+        with self._all_cores():
+            self._fill(points[:first], gradients[:first], values[:first])
         seconds = (time.perf_counter() - begin) * (len(points) - first) / max(first, 1)
         if seconds < WORTH_THREADS:
             self._fill(points[first:], gradients[first:], values[first:])
@@ -130,6 +138,18 @@ class NativeFunction:
                 parts = [slice(a, b) for a, b in pairwise(cuts)]
                 list(threads.map(lambda part: self._fill(points[part], gradients[part], values[part]), parts))
         return gradients, values
+
+    @contextmanager
+    def _all_cores(self) -> Iterator[None]:
+        """Let one evaluation use all cores, if it has loops that are worth it; only of this thread."""
+        if self._use_threads is None:
+            yield
+            return
+        self._use_threads(ctypes.c_int64(num_cores()))
+        try:
+            yield
+        finally:
+            self._use_threads(ctypes.c_int64(1))
 
     def _fill(self, points: np.ndarray, gradients: np.ndarray, values: np.ndarray) -> None:
         pointers = (ctypes.c_void_p(a.ctypes.data) for a in (points, gradients, values))
