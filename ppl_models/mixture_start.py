@@ -20,6 +20,8 @@ EXTRA_ROWS = 1.0
 LOC_ROWS = 0.01
 # Steps of the EM algorithm, and the gain in log likelihood, in nats, below which they end: a start need not be exact.
 EM_STEPS, EM_GAIN = 50, 1e-2
+# Rows, chosen at random, that a start is made from where there are more.
+MAX_ROWS = 20_000
 
 
 def arguments(model: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +72,8 @@ def normal_start(model: Callable[..., Any], data: Mapping[str, Any], seed: int) 
     x, K, covariance = given["x"].astype(np.float64), given["K"], given["covariance"]
     strength = FLAT_STRENGTH if given.get("flat") else 1.0
     table = x.reshape(len(x), -1)
+    if len(table) > MAX_ROWS:
+        table = table[np.sort(np.random.default_rng(seed).choice(len(table), MAX_ROWS, replace=False))]
     labels = cluster(table, K, seed)
     seen = ~np.isnan(table)
     filled = np.where(seen, table, cluster_means(table, labels, K, np.nanmean(table, axis=0))[labels])
