@@ -22,6 +22,8 @@ LOC_ROWS = 0.01
 EM_STEPS, EM_GAIN = 50, 1e-2
 # Rows, chosen at random, that a start is made from where there are more.
 MAX_ROWS = 20_000
+# On all of them, so many steps follow: they take as long as two gradients, and are worth more of them.
+LAST_STEPS = 5
 
 
 def arguments(model: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,9 +80,16 @@ def normal_start(model: Callable[..., Any], data: Mapping[str, Any], seed: int) 
     seen = ~np.isnan(table)
     filled = np.where(seen, table, cluster_means(table, labels, K, np.nanmean(table, axis=0))[labels])
     rows = _Rows(filled, covariance)
-    fitted = rows.maximised(np.eye(K)[labels], strength)
+    fitted = _improved(rows, rows.maximised(np.eye(K)[labels], strength), strength, EM_STEPS)
+    if len(x) > len(table) and not np.isnan(x).any():
+        fitted = _improved(_Rows(x.reshape(len(x), -1), covariance), fitted, strength, LAST_STEPS)
+    return _as_sites(fitted, covariance, on_line=x.ndim == 1)
+
+
+def _improved(rows: "_Rows", fitted: "_Normals", strength: float, num_steps: int) -> "_Normals":
+    """Take steps of the EM algorithm."""
     previous = -np.inf
-    for _ in range(EM_STEPS):
+    for _ in range(num_steps):
         joint = np.log(fitted.weights) + rows.log_density(fitted)
         top = joint.max(axis=1, keepdims=True)
         share = np.exp(joint - top)
@@ -90,7 +99,7 @@ def normal_start(model: Callable[..., Any], data: Mapping[str, Any], seed: int) 
             break
         previous = level
         fitted = rows.maximised(share / total, strength)
-    return _as_sites(fitted, covariance, on_line=x.ndim == 1)
+    return fitted
 
 
 class _Normals(NamedTuple):
