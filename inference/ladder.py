@@ -19,7 +19,7 @@ from inference.gaussian import (
 )
 from inference.importance import Proposals, joined, propose
 from inference.modes import MIN_SHARE, SOME_DRAWS, look_about
-from inference.starts import Climbed, Mode, all_starts, best_gaussian, best_of, find_modes
+from inference.starts import MAX_DEAR, Climbed, Mode, all_starts, best_gaussian, best_of, find_modes
 
 # Fits begin on few fixed draws, from two starts; the better one goes on with more.
 FIRST_DRAWS, DRAWS, MAX_DRAWS = 32, 128, 4096
@@ -114,8 +114,10 @@ class Ladder:
     num_evaluations: int = 0
 
     def __post_init__(self) -> None:
+        self.dear = self.density.is_dear and self.density.dim <= MAX_DEAR
         self.full_rank = self.density.dim <= MAX_FULL_RANK
-        self.num_proposals = max(self.num_draws, limits.MIN_DRAWS)  # fewer have no tail to judge
+        # Fewer have no tail to judge; where an evaluation is dear, more have to be asked for.
+        self.num_proposals = limits.MIN_DRAWS if self.dear else max(self.num_draws, limits.MIN_DRAWS)
         self.climbed, self.modes = Climbed((), (), 0), []
         self.bounds, self.agree = np.zeros(0), True
 
@@ -138,13 +140,22 @@ class Ladder:
     def start(self, num_starts: int) -> list[Gaussian]:
         """Look for modes, and give a Gaussian to start from for each that counts; the heaviest first."""
         points = all_starts(self.density, num_starts, self.rng)
-        if self.full_rank:
+        if self.full_rank or self.dear:
             self._search(lambda: find_modes(self.density, points))
+        if self.modes and self.dear:
+            return [mode.laplace for mode in self.modes]
         if self.modes:
             return [self._above(mode) for mode in self.modes]
         z = self._draws(FIRST_DRAWS)
         found = [best_gaussian(self.density, point, z, full_rank=self.full_rank) for point in points[:NUM_BLIND]]
         return [best_of(self.log_density, found, z)]
+
+    def laplace(self) -> list[Fitted]:
+        """Take Laplace's Gaussian of each mode for a fit: where data are so many that a gradient is dear it often is."""
+        none = np.zeros(0)
+        return [
+            Fitted(mode.laplace, mode.log_mass, settled=True, losses=none, gradient_norms=none) for mode in self.modes
+        ]
 
     def gaussian(self, starts: Sequence[Gaussian]) -> list[Fitted]:
         """Fit a Gaussian from each start; in few dimensions the first one from elsewhere too."""
@@ -160,7 +171,7 @@ class Ladder:
 
     def missed(self, fitted: list[Fitted]) -> list[Fitted]:
         """Look for modes about the fits, too; give a fit for each mode that counts now."""
-        if not self.modes:
+        if not self.modes or self.dear:  # so many climbs would take longer than all the rest
             return fitted
         known = dict(zip(map(id, self.modes), fitted, strict=True))
         draws = [found.q.transform(self.rng.standard_normal((SOME_DRAWS, self.density.dim))) for found in fitted]
@@ -208,12 +219,15 @@ class Ladder:
         return found.khat < limits.KHAT_REWEIGHTED and found.share * MOST_PROPOSALS * self.num_proposals >= self.target
 
     def good(self, found: Proposals) -> bool:
-        """Whether the climb may end here: another rung would gain little."""
+        """Whether the climb may end here: another rung would gain little, or cost more than it saves."""
+        if self.dear:
+            return self.acceptable(found)
         return found.khat < limits.KHAT_REWEIGHTED and found.share >= GOOD_SHARE
 
     def enough(self, found: Proposals, fitted: Sequence[Fitted]) -> Proposals:
         """Propose until they are worth the draws that are asked for, or at least the target, or the allowance ends."""
-        wanted = max(1.1 * self.target, WORTH * self.num_draws) / max(found.share, 1.0 / MOST_PROPOSALS)
+        least = limits.IS_ESS if self.dear else self.target
+        wanted = max(1.1 * least, WORTH * self.num_draws) / max(found.share, 1.0 / MOST_PROPOSALS)
         allowed = max(LAST_SHARE * self.max_evaluations, self.num_proposals)
         num = int(min(wanted, MOST_PROPOSALS * self.num_proposals) - len(found.points))
         return joined(found, self._propose(fitted, min(num, int(allowed)))) if num > 0 else found

@@ -44,6 +44,11 @@ NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.sear
 # mode has other scales, so only what is then at most so many nats, and one for each dimension, below the mode belongs
 # to it: from far down the way to any maximum leads up, and a second mode was missed by 31 of 32 climbs.
 ASCENT_STEPS, NEAR = 40, 10.0
+# Where a gradient is dear, a climb that has come no nearer than so many nats for each dimension to the height of a known
+# mode is not followed to its end: to outweigh that a mode would have to be exp(10) times as wide in all of them.
+LOW = 10.0
+# Dimensions of Laplace's Gaussian there: it takes two gradients for each.
+MAX_DEAR = 1000
 # Entries of a gradient are cut to this size, whose square is a number: at the edge of a support they can be larger.
 STEEPEST = 1e150
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
@@ -141,7 +146,7 @@ class Mode:
 
 def mode_at(density: Density, point: np.ndarray) -> Mode | None:
     """Describe the mode at a point (D,); None where there is no proper mode."""
-    q = laplace(density.grad, point, full_rank=density.dim <= MAX_FULL_RANK)
+    q = laplace(density.grad, point, full_rank=density.dim <= (MAX_DEAR if density.is_dear else MAX_FULL_RANK))
     if q is None:
         return None
     value, gradient = density.value_and_grad(point)
@@ -202,6 +207,9 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
             if slope is not None:
                 counts[slope] += 1
                 continue
+            if density.is_dear and density.log_density(point[None])[0] < highest(density, modes) - LOW * density.dim:
+                lost += 1
+                continue
         mode = mode_at(density, climb_to_maximum(density, point)[0])
         slope = None if mode is None else _on_slope(density, modes, mode.laplace.loc)
         if mode is None:
@@ -213,6 +221,11 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
             counts[slope] += 1
     order = sorted(range(len(modes)), key=lambda i: -modes[i].log_mass)
     return Climbed(tuple(modes[i] for i in order), tuple(counts[i] for i in order), lost)
+
+
+def highest(density: Density, modes: Sequence[Mode]) -> float:
+    """Give the largest log density at modes."""
+    return float(density.log_density(np.array([mode.laplace.loc for mode in modes])).max())
 
 
 def _ascend(density: Density, points: np.ndarray, q: Gaussian) -> np.ndarray:

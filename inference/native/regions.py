@@ -165,7 +165,9 @@ class Regions:
         self.line(f"const {region.name}_values& given = *(const {region.name}_values*)values;")
         for name, kind in values.items():
             if not name.endswith("_parts"):
-                self.line(f"{kind.replace('*', '* __restrict')} {'' if '*' in kind else 'const '}{name} = given.{name};")
+                self.line(
+                    f"{kind.replace('*', '* __restrict')} {'' if '*' in kind else 'const '}{name} = given.{name};"
+                )
         self._own_memory(region)
         self._blocks(region)
         for v in region.sums:
