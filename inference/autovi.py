@@ -16,7 +16,7 @@ from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
 from inference.label_copies import nearest_modes
-from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, TYPICAL_STEPS, Ladder
+from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, Ladder
 from inference.mode_chains import sample_modes
 from inference.modes import seen_from
 from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
@@ -175,7 +175,7 @@ class AutoVI:
         }
         best: tuple[str, Proposals, list[Fitted]] | None = None
         for name, (fit, num, most) in rungs.items():
-            if best is not None and not ladder.may_spend(2 * TYPICAL_STEPS * num * len(gaussians)):
+            if best is not None and not ladder.may_spend(ladder.cost(num, bent=True) * len(gaussians)):
                 break
             found, fitted = ladder.climb(name, fit, num, most=most)
             if ladder.good(found):

@@ -9,7 +9,6 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch.distributions import biject_to
 from torch.fx import GraphModule
 
@@ -19,8 +18,9 @@ from inference.fingerprint import Unknown, fingerprint
 from inference.graph import batched, loop, python_seconds, random_nodes, second, widest
 from inference.mapped import map_draws
 from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_graph
+from inference.prototype import evaluator_of, prototype_of
 from inference.recorded import Inputs, bound_graph
-from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
+from inference.sites import START_RADIUS, Sites, flat_labels
 from inference.supports import constrain_all, fixed_transforms, unconstrain_all
 from inference.unconstrain import ConstrainMessenger, UnconstrainMessenger
 
@@ -86,11 +86,11 @@ class Density:
         self.sites, self.jacobian, self._propose = sites, jacobian, propose
         self.dtype = torch.get_default_dtype()
         self._model = poutine.enum(sites.enumerated, first_available_dim=-1 - sites.max_plate_nesting)
-        prototype = _prototype(self._model, sites)
+        prototype = prototype_of(self._model, sites)
         nodes = {name: prototype.nodes[name] for name in sites.latent}
         start = {name: biject_to(node["fn"].support).inv(node["value"]) for name, node in nodes.items()}
         self._shapes = {name: value.shape for name, value in start.items()}
-        self._evaluator = _evaluator(prototype, sites)
+        self._evaluator = evaluator_of(prototype, sites)
         self._transforms = fixed_transforms(prototype, sites.latent)
         self.labels = [label for name, shape in self._shapes.items() for label in flat_labels(name, tuple(shape))]
         self.dim = len(self.labels)
@@ -380,27 +380,3 @@ class Density:
             f"model: no finite starting point in {START_ATTEMPTS} tries; every site is finite but the gradient is not. "
             "Look for square roots, divisions or logarithms at zero."
         )
-
-
-def _prototype(model: Callable, sites: Sites) -> poutine.Trace:
-    try:
-        return trace_at_start(model, sites.data)
-    except Exception as error:
-        said = f"{type(error).__name__}: {one_line(error)}"
-        if not sites.discrete:
-            raise InputError(f"model: ran once and fails when it is run again ({said}).") from error
-        names = ", ".join(f"'{n}'" for n in sites.discrete)
-        raise InputError(
-            f"model: fails when the discrete site {names} is enumerated ({said}); index with "
-            f"pyro.ops.indexing.Vindex and keep the last {sites.max_plate_nesting} batch dims for plates."
-        ) from error
-
-
-def _evaluator(prototype: poutine.Trace, sites: Sites) -> TraceEinsumEvaluator:
-    try:
-        return TraceEinsumEvaluator(prototype, bool(sites.discrete), sites.max_plate_nesting)
-    except ValueError as error:
-        raise InputError(
-            f"model: its shapes do not fit the enumeration of {', '.join(sites.discrete)} ({one_line(error)}). An "
-            "enumerated value has its states in a new leading dim: let it broadcast; put independent data in plates."
-        ) from error

@@ -17,6 +17,7 @@ from inference.gaussian import (
     fit_gaussian,
     linear_response,
 )
+from inference.graph import native_seconds
 from inference.importance import Proposals, joined, propose
 from inference.modes import MIN_SHARE, SOME_DRAWS, look_about
 from inference.starts import MAX_DEAR, Climbed, Mode, all_starts, best_gaussian, best_of, find_modes
@@ -40,6 +41,9 @@ NUM_BLIND = 2
 GOOD_SHARE = 0.6
 # Evaluations of fixed draws that a fit takes, if it starts near its end; one that bends a Gaussian takes twice as many.
 TYPICAL_STEPS = 20
+# What bending one draw takes, in seconds for each dimension; counted in more dimensions than MANY, where it is several
+# times what native code takes for the gradient of a time series, and NUTS needs nothing like it.
+BENDING_SECONDS, MANY = 1.5e-7, 100
 # Of all evaluations that are allowed, the last proposals may be so many.
 LAST_SHARE = 0.5
 # Draws for the covariance of linear response; exact for a Gaussian with any number.
@@ -135,6 +139,15 @@ class Ladder:
         """Whether the allowance bears so many more evaluations."""
         return self.num_evaluations + num <= self.max_evaluations
 
+    def cost(self, num: int, *, bent: bool = False) -> float:
+        """Predict what a fit on so many draws costs, in evaluations; a bent one with the arithmetic of its map."""
+        if not bent:
+            return TYPICAL_STEPS * self._num_fixed(num)
+        dim, graph = self.density.dim, self.density.graph
+        heavy = dim > MANY and graph is not None and self.density.native is not None
+        each = 1.0 + (BENDING_SECONDS * dim / native_seconds(graph) if heavy else 0.0)
+        return 2 * TYPICAL_STEPS * self._num_fixed(num) * each
+
     # --- Rungs ------------------------------------------------------------------------------------------------------
 
     def start(self, num_starts: int) -> list[Gaussian]:
@@ -151,7 +164,7 @@ class Ladder:
         return [best_of(self.log_density, found, z)]
 
     def laplace(self) -> list[Fitted]:
-        """Take Laplace's Gaussian of each mode for a fit: where data are so many that a gradient is dear it often is."""
+        """Take Laplace's Gaussian of each mode for a fit, which it often is where data are many."""
         none = np.zeros(0)
         return [
             Fitted(mode.laplace, mode.log_mass, settled=True, losses=none, gradient_norms=none) for mode in self.modes
@@ -204,7 +217,7 @@ class Ladder:
             fitted = fit(num)
             found = self._propose(fitted, self.num_proposals)
             over_fitted = fitted[0].elbo - found.elbo > GAP + 2 * found.elbo_se or found.elbo_se > GAP
-            dear = 2 * num > most or not self.may_spend(2 * num * TYPICAL_STEPS)
+            dear = 2 * num > most or not self.may_spend(self.cost(2 * num, bent=name == "bent"))
             if len(fitted) > 1 or not over_fitted or self.acceptable(found) or dear:
                 break
             num *= 2
@@ -239,9 +252,13 @@ class Ladder:
     # --- Parts ------------------------------------------------------------------------------------------------------
 
     def _draws(self, num: int, *, random_radius: bool = False) -> np.ndarray:
-        dim = self.density.dim
-        num = max(num, 2 * dim * (num // FIRST_DRAWS) // 2, 2 * dim) if self.full_rank else num
+        dim, num = self.density.dim, self._num_fixed(num)
         return base_draws(num, dim, full_rank=self.full_rank, random_radius=random_radius, rng=self.rng)
+
+    def _num_fixed(self, num: int) -> int:
+        """Count the fixed draws of a fit: a full covariance in many dimensions needs more than are asked for."""
+        dim = self.density.dim
+        return max(num, 2 * dim * (num // FIRST_DRAWS) // 2, 2 * dim) if self.full_rank else num
 
     def _search(self, climbs: Callable[[], Climbed]) -> None:
         """Climb; keep what is found, and of it the modes that count."""

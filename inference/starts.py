@@ -44,8 +44,8 @@ NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.sear
 # mode has other scales, so only what is then at most so many nats, and one for each dimension, below the mode belongs
 # to it: from far down the way to any maximum leads up, and a second mode was missed by 31 of 32 climbs.
 ASCENT_STEPS, NEAR = 40, 10.0
-# Where a gradient is dear, a climb that has come no nearer than so many nats for each dimension to the height of a known
-# mode is not followed to its end: to outweigh that a mode would have to be exp(10) times as wide in all of them.
+# Where a gradient is dear, a climb that has come no nearer than so many nats for each dimension to the height of a
+# known mode is not followed to its end: to outweigh that a mode would have to be exp(10) times as wide in all of them.
 LOW = 10.0
 # Dimensions of Laplace's Gaussian there: it takes two gradients for each.
 MAX_DEAR = 1000

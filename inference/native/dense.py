@@ -85,9 +85,9 @@ class Dense(Composed):
             return None if made is None else transposed(made)
         tall, other = (b, a) if sums else (a, b)
         if tall.strides[1] != 1 or isinstance(tall.source, Literal):
-            tall = whole_tensor(self.program.whole(tall))
+            tall = shaped(whole_tensor(self.program.whole(tall)), tall.shape)
         if isinstance(other.source, Literal) or not sums:
-            other = whole_tensor(self.program.whole(other))
+            other = shaped(whole_tensor(self.program.whole(other)), other.shape)
         down = tall.strides[0]
         op, space, shape, (one, two) = (
             ("add_product_rows", (k, m, n), (m, n), ((down, 0, 1), (other.strides[1], other.strides[0], 0)))
