@@ -16,7 +16,7 @@ from inference.fit import Problem, Run, Status, short_repr
 from inference.gaussian import MAX_FULL_RANK, Fitted, Gaussian, mean_and_error
 from inference.importance import Proposals
 from inference.label_copies import nearest_modes
-from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, TYPICAL_STEPS, Ladder
+from inference.ladder import DRAWS, MAX_DRAWS, TARGETS, Ladder
 from inference.mode_chains import sample_modes
 from inference.modes import seen_from
 from inference.nuts import DTYPES, NUTS, check_choice, check_count, check_number
@@ -157,6 +157,13 @@ class AutoVI:
     def _climb(self, ladder: Ladder, problem: Problem) -> "_Answer":
         """Go up until a rung is good enough, then draw from it."""
         starts = ladder.start(self.num_starts)
+        if ladder.dear and ladder.modes:
+            fitted = ladder.laplace()
+            ladder.max_evaluations = self.budget * predicted_gradients(fitted[0].q)
+            found, _ = ladder.climb("laplace", lambda _: fitted, DRAWS, most=DRAWS)
+            if ladder.good(found):
+                found = ladder.enough(found, fitted)
+                return _resampled(ladder, "laplace", found, fitted, fitted[0].q)
         gaussians = ladder.missed(ladder.gaussian(starts))
         ladder.max_evaluations = self.budget * predicted_gradients(gaussians[0].q)
         if not ladder.full_rank:
@@ -168,7 +175,7 @@ class AutoVI:
         }
         best: tuple[str, Proposals, list[Fitted]] | None = None
         for name, (fit, num, most) in rungs.items():
-            if best is not None and not ladder.may_spend(2 * TYPICAL_STEPS * num * len(gaussians)):
+            if best is not None and not ladder.may_spend(ladder.cost(num, bent=True) * len(gaussians)):
                 break
             found, fitted = ladder.climb(name, fit, num, most=most)
             if ladder.good(found):

@@ -9,7 +9,6 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from torch.distributions import biject_to
 from torch.fx import GraphModule
 
@@ -19,8 +18,9 @@ from inference.fingerprint import Unknown, fingerprint
 from inference.graph import batched, loop, python_seconds, random_nodes, second, widest
 from inference.mapped import map_draws
 from inference.native import NativeFunction, NoCompiler, NotWorthIt, compile_graph
+from inference.prototype import evaluator_of, prototype_of
 from inference.recorded import Inputs, bound_graph
-from inference.sites import START_RADIUS, Sites, flat_labels, trace_at_start
+from inference.sites import START_RADIUS, Sites, flat_labels
 from inference.supports import constrain_all, fixed_transforms, unconstrain_all
 from inference.unconstrain import ConstrainMessenger, UnconstrainMessenger
 
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 # A recorded graph must give eager Pyro's value and gradient at this many random points, to this relative difference
 # (float64; float32 has about 7 digits, of which sums over data lose some).
 VERIFY_POINTS = 3
+# Where one run of the graph takes torch so many seconds, at this many: it is large for its data, not for its formulas.
+DEAR_SECONDS, DEAR_POINTS = 0.02, 2
+# Values of such a density for which they are compiled without the gradient.
+WORTH_VALUES = 200
 VERIFY_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 # A recording that was made for other data must do better, since it repeats Pyro's own operations: the model may have
 # changed in a way that is small beside a sum over many data.
@@ -82,11 +86,11 @@ class Density:
         self.sites, self.jacobian, self._propose = sites, jacobian, propose
         self.dtype = torch.get_default_dtype()
         self._model = poutine.enum(sites.enumerated, first_available_dim=-1 - sites.max_plate_nesting)
-        prototype = _prototype(self._model, sites)
+        prototype = prototype_of(self._model, sites)
         nodes = {name: prototype.nodes[name] for name in sites.latent}
         start = {name: biject_to(node["fn"].support).inv(node["value"]) for name, node in nodes.items()}
         self._shapes = {name: value.shape for name, value in start.items()}
-        self._evaluator = _evaluator(prototype, sites)
+        self._evaluator = evaluator_of(prototype, sites)
         self._transforms = fixed_transforms(prototype, sites.latent)
         self.labels = [label for name, shape in self._shapes.items() for label in flat_labels(name, tuple(shape))]
         self.dim = len(self.labels)
@@ -95,6 +99,7 @@ class Density:
         self.graph: GraphModule | None = None
         self.native: NativeFunction | None = None
         self.device = torch.device("cpu")
+        self._num_checks = VERIFY_POINTS
         self._record(self.flatten(start))
 
     @property
@@ -103,6 +108,24 @@ class Density:
         if self.device.type != "cpu":
             return f"graph on {self.device}"
         return "eager" if self.graph is None else "graph" if self.native is None else "native"
+
+    @cached_property
+    def is_dear(self) -> bool:
+        """Whether a gradient takes torch more than `DEAR_SECONDS`, as one over a hundred thousand rows does."""
+        return self.graph is not None and python_seconds(self.graph) > DEAR_SECONDS
+
+    @cached_property
+    def _native_values(self) -> NativeFunction | None:
+        """The value without the gradient, compiled and checked, which takes half as long; None if that fails."""
+        points, _, values = self._workable
+        try:
+            function = compile_graph(second(self.graph), points[0])
+            got = torch.tensor([float(function(point.numpy())[0]) for point in points], dtype=self.dtype)
+        except Exception as error:  # as in `compile`
+            logger.info("no native code for values alone: %s", error)
+            return None
+        tolerance = VERIFY_TOLERANCE[self.dtype]
+        return function if torch.allclose(got, values, rtol=tolerance, atol=tolerance, equal_nan=True) else None
 
     def compile(self, num_gradients: float = np.inf) -> None:
         """Go over to native code, verified against eager Pyro; keep ``reason`` where that cannot be done.
@@ -203,7 +226,10 @@ class Density:
     def log_density(self, points: np.ndarray) -> np.ndarray:
         """Log densities (n,) at n points (n, D); not finite where a matrix cannot be factorised."""
         if self.native is not None:
-            return self.native.batch(points)[1]
+            alone = self._native_values if self.is_dear and len(points) >= WORTH_VALUES else None
+            if alone is None:
+                return self.native.batch(points)[1]
+            return np.array([float(alone(point)[0]) for point in points])
         try:
             with torch.no_grad():
                 return self._values(torch.as_tensor(points, dtype=self.dtype)).to(torch.float64).numpy()
@@ -305,14 +331,18 @@ class Density:
     def _verify(self, graph: Callable, kept: bool) -> None:  # noqa: FBT001 - the second of two, of a callback
         """Compare a graph, one point and many at a time, with eager Pyro."""
         tolerance = (KEPT_TOLERANCE if kept else VERIFY_TOLERANCE)[self.dtype]
+        dear = python_seconds(graph) > DEAR_SECONDS  # `is_dear`, once this graph is taken
+        self._num_checks = DEAR_POINTS if dear else VERIFY_POINTS
         points = self._workable[0]
-        for got in (loop(graph, points), batched(graph, numbers=1)(points)):
-            self._compare(*got, tolerance=tolerance)
+        one, many = (slice(1), slice(-1, None)) if dear else (slice(None), slice(None))
+        self._compare(*loop(graph, points[one]), tolerance=tolerance, some=one)
+        self._compare(*batched(graph, numbers=1)(points[many]), tolerance=tolerance, some=many)
 
-    def _compare(self, gradients: Any, values: Any, *, tolerance: float) -> None:
+    def _compare(self, gradients: Any, values: Any, *, tolerance: float, some: slice = slice(None)) -> None:
         for expected, got, what in zip(self._workable[1:], (gradients, values), ("gradient", "value"), strict=True):
             scale = expected.abs().amax(dim=tuple(range(1, expected.dim())), keepdim=True) + 1.0
             got = torch.as_tensor(got, dtype=self.dtype)
+            scale, expected = scale[some], expected[some]
             if not torch.isclose(got / scale, expected / scale, rtol=0, atol=tolerance, equal_nan=True).all():
                 raise ArithmeticError(f"the {what} differs from eager Pyro's")
 
@@ -326,7 +356,7 @@ class Density:
                 found.append((point, *self._eager_grad(point)))
             except torch.linalg.LinAlgError:
                 continue
-            if len(found) == VERIFY_POINTS:
+            if len(found) == self._num_checks:
                 break
         return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
@@ -350,27 +380,3 @@ class Density:
             f"model: no finite starting point in {START_ATTEMPTS} tries; every site is finite but the gradient is not. "
             "Look for square roots, divisions or logarithms at zero."
         )
-
-
-def _prototype(model: Callable, sites: Sites) -> poutine.Trace:
-    try:
-        return trace_at_start(model, sites.data)
-    except Exception as error:
-        said = f"{type(error).__name__}: {one_line(error)}"
-        if not sites.discrete:
-            raise InputError(f"model: ran once and fails when it is run again ({said}).") from error
-        names = ", ".join(f"'{n}'" for n in sites.discrete)
-        raise InputError(
-            f"model: fails when the discrete site {names} is enumerated ({said}); index with "
-            f"pyro.ops.indexing.Vindex and keep the last {sites.max_plate_nesting} batch dims for plates."
-        ) from error
-
-
-def _evaluator(prototype: poutine.Trace, sites: Sites) -> TraceEinsumEvaluator:
-    try:
-        return TraceEinsumEvaluator(prototype, bool(sites.discrete), sites.max_plate_nesting)
-    except ValueError as error:
-        raise InputError(
-            f"model: its shapes do not fit the enumeration of {', '.join(sites.discrete)} ({one_line(error)}). An "
-            "enumerated value has its states in a new leading dim: let it broadcast; put independent data in plates."
-        ) from error

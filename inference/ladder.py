@@ -17,9 +17,10 @@ from inference.gaussian import (
     fit_gaussian,
     linear_response,
 )
+from inference.graph import native_seconds
 from inference.importance import Proposals, joined, propose
 from inference.modes import MIN_SHARE, SOME_DRAWS, look_about
-from inference.starts import Climbed, Mode, all_starts, best_gaussian, best_of, climb_again, find_modes
+from inference.starts import MAX_DEAR, Climbed, Mode, all_starts, best_gaussian, best_of, climb_again, find_modes
 
 # Fits begin on few fixed draws, from two starts; the better one goes on with more.
 FIRST_DRAWS, DRAWS, MAX_DRAWS = 32, 128, 4096
@@ -40,6 +41,9 @@ NUM_BLIND = 2
 GOOD_SHARE = 0.6
 # Evaluations of fixed draws that a fit takes, if it starts near its end; one that bends a Gaussian takes twice as many.
 TYPICAL_STEPS = 20
+# What bending one draw takes, in seconds for each dimension; counted in more dimensions than MANY, where it is several
+# times what native code takes for the gradient of a time series, and NUTS needs nothing like it.
+BENDING_SECONDS, MANY = 1.5e-7, 100
 # Of all evaluations that are allowed, the last proposals may be so many.
 LAST_SHARE = 0.5
 # Draws for the covariance of linear response; exact for a Gaussian with any number.
@@ -114,8 +118,10 @@ class Ladder:
     num_evaluations: int = 0
 
     def __post_init__(self) -> None:
+        self.dear = self.density.is_dear and self.density.dim <= MAX_DEAR
         self.full_rank = self.density.dim <= MAX_FULL_RANK
-        self.num_proposals = max(self.num_draws, limits.MIN_DRAWS)  # fewer have no tail to judge
+        # Fewer have no tail to judge; where an evaluation is dear, more have to be asked for.
+        self.num_proposals = limits.MIN_DRAWS if self.dear else max(self.num_draws, limits.MIN_DRAWS)
         self.climbed, self.modes = Climbed((), (), 0), []
         self.bounds, self.agree = np.zeros(0), True
 
@@ -133,18 +139,36 @@ class Ladder:
         """Whether the allowance bears so many more evaluations."""
         return self.num_evaluations + num <= self.max_evaluations
 
+    def cost(self, num: int, *, bent: bool = False) -> float:
+        """Predict what a fit on so many draws costs, in evaluations; a bent one with the arithmetic of its map."""
+        if not bent:
+            return TYPICAL_STEPS * self._num_fixed(num)
+        dim, graph = self.density.dim, self.density.graph
+        heavy = dim > MANY and graph is not None and self.density.native is not None
+        each = 1.0 + (BENDING_SECONDS * dim / native_seconds(graph) if heavy else 0.0)
+        return 2 * TYPICAL_STEPS * self._num_fixed(num) * each
+
     # --- Rungs ------------------------------------------------------------------------------------------------------
 
     def start(self, num_starts: int) -> list[Gaussian]:
         """Look for modes, and give a Gaussian to start from for each that counts; the heaviest first."""
         points = all_starts(self.density, num_starts, self.rng)
-        if self.full_rank:
+        if self.full_rank or self.dear:
             self._search(lambda: climb_again(self.density, find_modes(self.density, points), self.rng))
+        if self.modes and self.dear:
+            return [mode.laplace for mode in self.modes]
         if self.modes:
             return [self._above(mode) for mode in self.modes]
         z = self._draws(FIRST_DRAWS)
         found = [best_gaussian(self.density, point, z, full_rank=self.full_rank) for point in points[:NUM_BLIND]]
         return [best_of(self.log_density, found, z)]
+
+    def laplace(self) -> list[Fitted]:
+        """Take Laplace's Gaussian of each mode for a fit, which it often is where data are many."""
+        none = np.zeros(0)
+        return [
+            Fitted(mode.laplace, mode.log_mass, settled=True, losses=none, gradient_norms=none) for mode in self.modes
+        ]
 
     def gaussian(self, starts: Sequence[Gaussian]) -> list[Fitted]:
         """Fit a Gaussian from each start; in few dimensions the first one from elsewhere too."""
@@ -160,7 +184,7 @@ class Ladder:
 
     def missed(self, fitted: list[Fitted]) -> list[Fitted]:
         """Look for modes about the fits, too; give a fit for each mode that counts now."""
-        if not self.modes:
+        if not self.modes or self.dear:  # so many climbs would take longer than all the rest
             return fitted
         known = dict(zip(map(id, self.modes), fitted, strict=True))
         draws = [found.q.transform(self.rng.standard_normal((SOME_DRAWS, self.density.dim))) for found in fitted]
@@ -193,7 +217,7 @@ class Ladder:
             fitted = fit(num)
             found = self._propose(fitted, self.num_proposals)
             over_fitted = fitted[0].elbo - found.elbo > GAP + 2 * found.elbo_se or found.elbo_se > GAP
-            dear = 2 * num > most or not self.may_spend(2 * num * TYPICAL_STEPS)
+            dear = 2 * num > most or not self.may_spend(self.cost(2 * num, bent=name == "bent"))
             if len(fitted) > 1 or not over_fitted or self.acceptable(found) or dear:
                 break
             num *= 2
@@ -208,12 +232,15 @@ class Ladder:
         return found.khat < limits.KHAT_REWEIGHTED and found.share * MOST_PROPOSALS * self.num_proposals >= self.target
 
     def good(self, found: Proposals) -> bool:
-        """Whether the climb may end here: another rung would gain little."""
+        """Whether the climb may end here: another rung would gain little, or cost more than it saves."""
+        if self.dear:
+            return self.acceptable(found)
         return found.khat < limits.KHAT_REWEIGHTED and found.share >= GOOD_SHARE
 
     def enough(self, found: Proposals, fitted: Sequence[Fitted]) -> Proposals:
         """Propose until they are worth the draws that are asked for, or at least the target, or the allowance ends."""
-        wanted = max(1.1 * self.target, WORTH * self.num_draws) / max(found.share, 1.0 / MOST_PROPOSALS)
+        least = limits.IS_ESS if self.dear else self.target
+        wanted = max(1.1 * least, WORTH * self.num_draws) / max(found.share, 1.0 / MOST_PROPOSALS)
         allowed = max(LAST_SHARE * self.max_evaluations, self.num_proposals)
         num = int(min(wanted, MOST_PROPOSALS * self.num_proposals) - len(found.points))
         return joined(found, self._propose(fitted, min(num, int(allowed)))) if num > 0 else found
@@ -225,9 +252,13 @@ class Ladder:
     # --- Parts ------------------------------------------------------------------------------------------------------
 
     def _draws(self, num: int, *, random_radius: bool = False) -> np.ndarray:
-        dim = self.density.dim
-        num = max(num, 2 * dim * (num // FIRST_DRAWS) // 2, 2 * dim) if self.full_rank else num
+        dim, num = self.density.dim, self._num_fixed(num)
         return base_draws(num, dim, full_rank=self.full_rank, random_radius=random_radius, rng=self.rng)
+
+    def _num_fixed(self, num: int) -> int:
+        """Count the fixed draws of a fit: a full covariance in many dimensions needs more than are asked for."""
+        dim = self.density.dim
+        return max(num, 2 * dim * (num // FIRST_DRAWS) // 2, 2 * dim) if self.full_rank else num
 
     def _search(self, climbs: Callable[[], Climbed]) -> None:
         """Climb; keep what is found, and of it the modes that count."""

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from inference.chain_starts import chain_starts
 from inference.density import Density
 from inference.errors import InputError
 from inference.fit import Fit, Problem, Run, Status, short_repr
 from inference.neutra import Transported, check_flow
 from inference.nutpie_chains import MAX_TREE_DEPTH, MIN_DRAWS, TARGET_ACCEPT, Chains, Start, Target, nutpie_chains
 from inference.pyro_kernel import run_chain
-from inference.starts import chain_starts
 from inference.warm_start import check_init, warm_start
 
 BACKENDS = ("auto", "native", "python", "pyro")

@@ -36,22 +36,21 @@ EXACT = 1e-7
 SETTLED = 1e-4
 # An end point is a mode when the gradient, in units of the local standard deviations, has all but vanished.
 SETTLED_GRADIENT = 1e-2
-# A chain does not start in a mode with less than exp(-20), or 2e-9, of the mass of the largest one seen: no draw of the
-# posterior would lie there, and Laplace's masses are not wrong by so much.
-NEGLIGIBLE = -20.0
-START_TRIES = 20
-START_WIDTH = 2.0  # wider than the posterior, so that chains that do not mix still show it
 NUM_PROPOSED = 4  # of a model: from random points most climbs in a large mixture end in a poor mode
 # Climbs of a model with labels end at many heights. Where only one has reached the highest, so many more begin at
 # clusterings, at most, until another one has.
 MAX_MORE = 12
-NUM_CLIMBS = 8  # to see which modes there are; as many as `inference.modes.search_modes`
 # Short steps uphill before it is asked whether a climb is on the slope of a known mode. They are slow where another
 # mode has other scales, so only what is then at most so many nats, and one for each dimension, below the mode belongs
 # to it: from far down the way to any maximum leads up, and a second mode was missed by 31 of 32 climbs.
 ASCENT_STEPS, NEAR = 40, 10.0
 MOST = 0.5
 ARRIVED = 0.5  # nats: half of the dip that parts two modes, so that what is as high and not cut off is the same mode
+# Where a gradient is dear, a climb that has come no nearer than so many nats for each dimension to the height of a
+# known mode is not followed to its end: to outweigh that a mode would have to be exp(10) times as wide in all of them.
+LOW = 10.0
+# Dimensions of Laplace's Gaussian there: it takes two gradients for each.
+MAX_DEAR = 1000
 # Entries of a gradient are cut to this size, whose square is a number: at the edge of a support they can be larger.
 STEEPEST = 1e150
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
@@ -178,7 +177,7 @@ class Mode:
 
 def mode_at(density: Density, point: np.ndarray) -> Mode | None:
     """Describe the mode at a point (D,); None where there is no proper mode."""
-    q = laplace(density.grad, point, full_rank=density.dim <= MAX_FULL_RANK)
+    q = laplace(density.grad, point, full_rank=density.dim <= (MAX_DEAR if density.is_dear else MAX_FULL_RANK))
     if q is None:
         return None
     value, gradient = density.value_and_grad(point)
@@ -242,6 +241,10 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
             slope = _on_slope(density, modes, point, within=NEAR + density.dim)
             if slope is not None:
                 counts[slope] += 1
+                continue
+            top = max(mode.log_density for mode in modes)
+            if density.is_dear and density.log_density(point[None])[0] < top - LOW * density.dim:
+                lost += 1
                 continue
         mode = mode_at(density, climb_to_maximum(density, point)[0])
         slope = None if mode is None else _on_slope(density, modes, mode.laplace.loc)
@@ -354,49 +357,3 @@ def reached_once(density: Density, climbed: Climbed) -> bool:
     """
     alone = bool(climbed.modes) and climbed.counts[0] == 1 and sum(climbed.counts) > 1
     return alone and (labels_of(density) is not None or bool(exchangeable(density)))
-
-
-def chain_starts(density: Density, *, seed: int) -> Callable[[int], np.ndarray]:
-    """Give a function from a chain's seed to its start (D,): dispersed, but in the posterior.
-
-    Each chain climbs from a dispersed point of its own, and starts around the mode that it reaches, at twice the
-    standard deviations of Laplace's Gaussian. A chain that begins thousands of nats below the posterior can end its
-    warm-up in a mode 60 nats below it and stay there for ever: one in ten does in a hidden Markov model of two states.
-    Modes of negligible mass are passed over; where most climbs end in such, later ones begin where the model proposes.
-    Where the climb ends in no proper mode (a funnel, a flat direction) the chain starts where the climb began; so it
-    does in more than `MAX_FULL_RANK` dimensions, where curvatures would cost as much as chains. Compare Pathfinder's
-    use for chains (Zhang et al. 2022, section 5).
-
-    Parameters
-    ----------
-    density
-        What will be sampled.
-    seed
-        Seed of the climbs that show which modes there are.
-    """
-    if density.dim > MAX_FULL_RANK:
-        return lambda chain_seed: density.starts(1, generator=np.random.default_rng(chain_seed))[0]
-    rng = np.random.default_rng(seed)
-    seen = [_mode_above(density, point) for point in all_starts(density, NUM_CLIMBS, rng)]
-    least = max((mode.log_mass for mode in seen if mode), default=-np.inf) + NEGLIGIBLE
-
-    def start(chain_seed: int) -> np.ndarray:
-        generator = np.random.default_rng(chain_seed)
-        for attempt in range(START_TRIES):
-            proposed = proposed_starts(density, 1 if attempt >= START_TRIES // 2 else 0, generator=generator)
-            point = proposed[0] if len(proposed) else density.starts(1, generator=generator)[0]
-            mode = _mode_above(density, point)
-            if mode is None:
-                return point
-            if mode.log_mass >= least:
-                near = mode.laplace.transform(START_WIDTH * generator.standard_normal((START_TRIES, density.dim)))
-                values, gradients = density.grad(near)
-                usable = np.isfinite(values) & np.isfinite(gradients).all(axis=1)
-                return near[np.argmax(usable)] if usable.any() else point
-        return point
-
-    return start
-
-
-def _mode_above(density: Density, point: np.ndarray) -> Mode | None:
-    return mode_at(density, climb_to_maximum(density, point)[0])

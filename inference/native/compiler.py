@@ -34,6 +34,7 @@ FLAGS = (
     "-fno-math-errno",  # sqrt as an instruction, exp and log as functions without memory
     "-fno-trapping-math",  # both sides of a condition may be computed, so that loops with one vectorise
     "-fopenmp-simd",  # `#pragma omp simd reduction` allows one sum to be reordered (twice as fast); no run-time library
+    "-pthread",
     "-fno-plt",  # calls of exp and log go straight to libm
 )
 # Compilers differ in how they are told to use all of this CPU, and an old assembler may not know what the compiler

@@ -6,10 +6,26 @@ from typing import Any
 import torch
 
 from inference.native.composed import Composed
-from inference.native.values import BOOL, INT, REAL, Tensor, contiguous, shaped, squeezed, transposed, unsqueezed
+from inference.native.schedule import MIN_ROWS
+from inference.native.values import (
+    BOOL,
+    INT,
+    REAL,
+    Access,
+    Literal,
+    Tensor,
+    contiguous,
+    shaped,
+    squeezed,
+    transposed,
+    unsqueezed,
+    whole_tensor,
+)
 
 # A matrix of at least this many elements is multiplied by a function of the runtime, a smaller one by an unrolled loop.
 MIN_MATRIX = 64
+# Columns of a tall matrix that is multiplied row by row: what it is multiplied by lies on the stack.
+MAX_COLUMNS = 1024
 
 
 class Dense(Composed):
@@ -52,7 +68,35 @@ class Dense(Composed):
             left, right = unsqueezed(a, len(a.shape) - 1), unsqueezed(transposed(b), len(b.shape) - 2)
             product = self.aten_mul(left, right)  # (..., m, n, k)
             return self.program.reduce("sum", product, [len(product.shape) - 1], keepdim=False)
+        made = self.by_rows(flat(a), flat(b))
+        if made is not None:
+            return Tensor(made.source, (*a.shape[:-1], n), (*(0 for _ in a.shape[:-2]), *made.strides), made.offset)
         return shaped(self.program.call("matmul", [flat(a), flat(b)], (m, n), sizes=(m, k, n)), (*a.shape[:-1], n))
+
+    def by_rows(self, a: Tensor, b: Tensor) -> Tensor | None:
+        """Multiply matrices (m, k) and (k, n) of which one dim is long, row by row; None where none is."""
+        (m, k), n = a.shape, b.shape[1]
+        sums = k >= MIN_ROWS
+        if max(m, k, n) < MIN_ROWS or k == 1 or (k > MAX_COLUMNS and not sums):
+            return None
+        turn = (a.strides[0] == 1 and b.strides[1] != 1) if sums else n > m
+        if turn:
+            made = self.by_rows(transposed(b), transposed(a))
+            return None if made is None else transposed(made)
+        tall, other = (b, a) if sums else (a, b)
+        if tall.strides[1] != 1 or isinstance(tall.source, Literal):
+            tall = shaped(whole_tensor(self.program.whole(tall)), tall.shape)
+        if isinstance(other.source, Literal) or not sums:
+            other = shaped(whole_tensor(self.program.whole(other)), other.shape)
+        down = tall.strides[0]
+        op, space, shape, (one, two) = (
+            ("add_product_rows", (k, m, n), (m, n), ((down, 0, 1), (other.strides[1], other.strides[0], 0)))
+            if sums
+            else ("product_rows", (m, n, k), (n, m), ((down, 0, 1), (0, other.strides[1], other.strides[0])))
+        )
+        args = [Access(tall.source, one, tall.offset), Access(other.source, two, other.offset)]
+        made = whole_tensor(self.program.value("rows", op, args, space, shape=shape, dtype=REAL))
+        return made if sums else transposed(made)
 
     def aten_cumsum(self, x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.scan("cumsum", x, dim, dtype)

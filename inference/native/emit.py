@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 
 from inference.native.expressions import CALLED, COMBINES, EXPRESSIONS, RARE, RARE_CALLS, start
-from inference.native.loops import address, kept_address, loop_order, merged, simd_clause
+from inference.native.loops import address, kept_dims, loop_order, merged, simd_clause
 from inference.native.lower import Lowered
+from inference.native.regions import Regions, RowRegion, kept_in_blocks, strides_in_block
 from inference.native.schedule import BLOCK_ROWS, LEAVES, Group, Schedule, is_same_place, is_scalar, schedule
 from inference.native.values import Access, Literal, Tensor, Unsupported, Value, contiguous
 
@@ -20,9 +21,8 @@ FEW = 8
 
 
 @cache
-def _runtime(*, rare: bool) -> str:
-    names = ("runtime.h", "markov.h", *(["rare.h"] if rare else []))
-    return "".join((Path(__file__).parent / name).read_text() for name in names)
+def _header(name: str) -> str:
+    return (Path(__file__).parent / name).read_text()
 
 
 def emit(lowered: Lowered, *, single: bool) -> str:
@@ -43,7 +43,7 @@ def emit(lowered: Lowered, *, single: bool) -> str:
     return _Emitter(lowered, single=single).source()
 
 
-class _Emitter:
+class _Emitter(Regions):
     def __init__(self, lowered: Lowered, *, single: bool) -> None:
         self.lowered, self.single = lowered, single
         self.lines: list[str] = []
@@ -55,7 +55,19 @@ class _Emitter:
             raise Unsupported(f"{size} operations are more than {MAX_VALUES}, the most that are compiled")
         self.pointers: dict[Value, str] = {}
         self._current: set[Value] = set()
-        self.by_block: dict[Value, int] = {}
+        self.functions: list[str] = []
+        self._plan()
+
+    def _plan(self) -> None:
+        """Find the loops over many rows, and what of them is stored in blocks."""
+        regions = dict(enumerate(self.schedule.regions))
+        self.row_regions = {i: RowRegion(f"rows_{i}", r) for i, r in regions.items() if r[0].row is not None}
+        region_of = {v: self.row_regions.get(i, i) for i, r in regions.items() for group in r for v in group.members}
+        outputs = [t.source for t in self.outputs if isinstance(t.source, Value)]
+        self.by_block = kept_in_blocks(self.row_regions.values(), region_of, outputs)
+        sizes = [sum(map(self.block_size, self.block_values(region))) for region in self.row_regions.values()]
+        self.block_bytes = max(sizes, default=0)
+        self.threaded = any(region.parts > 1 for region in self.row_regions.values())
 
     def _whole(self, tensor: Tensor) -> Tensor:
         value = self.lowered.program.whole(tensor)
@@ -67,20 +79,27 @@ class _Emitter:
 
     def source(self) -> str:
         self._memory()
-        for region in self.schedule.regions:
-            self._region(region)
+        for number, region in enumerate(self.schedule.regions):
+            self._region(number, region)
         self._write_outputs()
         body = "\n".join(self.lines)
         real = "float" if self.single else "double"
+        values = self.lowered.program.values
+        needed = {
+            "rows.h": any(v.kind == "rows" for v in values),
+            "threads.h": self.threaded,
+            "rare.h": any(v.op in (*RARE, *RARE_CALLS) for v in values),
+        }
         parts = [
             f"typedef {real} real;\n",
-            _runtime(rare=any(v.op in (*RARE, *RARE_CALLS) for v in self.lowered.program.values)),
+            *(_header(name) for name in ("runtime.h", "markov.h", *needed) if needed.get(name, True)),
+            "\n".join([*self.functions, ""]),
             'extern "C" __attribute__((visibility("default")))\n'
             "int64_t ppl_evaluate(const void* const* inputs, void* const* outputs, const void* const* constants) {\n"
             f"{body}\n    return 0;\n}}\n",
         ]
         if self._is_density():
-            parts.append(_DENSITY.replace("DIM", str(self.outputs[0].shape[0])))
+            parts.append(f"#define DIM {self.outputs[0].shape[0]}\n{_header('density.h')}")
         return "".join(parts)
 
     def _is_density(self) -> bool:
@@ -98,45 +117,39 @@ class _Emitter:
         for i, (value, _, _) in enumerate(self.lowered.constants):
             self.line(f"const {value.dtype}* __restrict {value.name} = (const {value.dtype}*)constants[{i}];")
         for a in self._fixed_reads():
-            self.line(f"const {a.dtype} {_fixed_name(a)} = {a.value.name}[{a.offset}];")
+            self.line(f"const {a.dtype} {self.fixed_name(a)} = {a.value.name}[{a.offset}];")
         for i, tensor in enumerate(self.outputs):
             if tensor.source in self.schedule.stored and tensor.source not in self.pointers:
                 self.pointers[tensor.source] = f"(({tensor.dtype}*)outputs[{i}])"
         buffers = sorted((v for v in self.schedule.stored if v not in self.pointers), key=lambda v: int(v.name[1:]))
-        self.by_block = self._kept_in_blocks()
-        numbers = [BLOCK_ROWS * self.by_block.get(v, 0) or v.numel for v in buffers]
-        sizes = [(n * 8 + 63) // 64 * 64 for n in numbers]
-        heap = sum(sizes) > STACK_BYTES
-        if heap:
-            self.line("static thread_local Scratch scratch;")
-            self.line(f"char* __restrict memory = scratch.get({sum(sizes)});")
-            self.line("if (!memory) return -1;")
-        at = 0
-        for value, count, size in zip(buffers, numbers, sizes, strict=True):
-            name = f"{value.name}_block" if value in self.by_block else value.name
-            if heap:
-                self.line(f"{value.dtype}* {name} = ({value.dtype}*)(memory + {at});")
-            else:
-                self.line(f"alignas(64) {value.dtype} {name}[{count}];")
-            at += size
+        sizes = [(v.name, v.dtype, v.numel) for v in buffers if v not in self.by_block]
+        for region in self.row_regions.values():
+            parted = [v for v in region.sums if region.parts > 1 and not is_scalar(v)]
+            sizes += [(f"{v.name}_parts", v.dtype, v.numel * region.parts) for v in parted]
+        self._buffers(sizes)
         for value, pointer in self.pointers.items():
             self.line(f"{value.dtype}* __restrict {value.name} = {pointer};")
 
-    def _kept_in_blocks(self) -> dict[Value, int]:
-        """Values that only the loops over one block of rows read, and their numbers a row: a block of memory does."""
-        region_of = {v: i for i, region in enumerate(self.schedule.regions) for g in region for v in g.members}
-        readers: dict[Value, set[int]] = {t.source: {-1} for t in self.outputs if isinstance(t.source, Value)}
-        for value, region in region_of.items():
-            for source in value.sources:
-                readers.setdefault(source, set()).add(region)
-        kept = {}
-        for i, region in enumerate(self.schedule.regions):
-            for group in region if region[0].row is not None else []:
-                for v in group.members:
-                    by_row = v.op == "dot_rows" or (v.kind == "pointwise" and group.row == 0)
-                    if by_row and readers.get(v) == {i}:
-                        kept[v] = v.numel // group.space[group.row]
-        return kept
+    def _buffers(self, sizes: Sequence[tuple[str, str, int]]) -> None:
+        """Declare buffers, given by name, type and count, and the memory for blocks of rows."""
+        spaces = [(number * 8 + 63) // 64 * 64 for _, _, number in sizes]
+        fixed, blocks = sum(spaces), self.block_bytes
+        heap = self.threaded or fixed + blocks > STACK_BYTES
+        if heap:
+            self.line("static thread_local Scratch scratch;")
+            blocks = f"ppl_threads * {blocks}" if self.threaded else blocks
+            self.line(f"char* memory = scratch.get({fixed} + {blocks});")
+            self.line("if (!memory) return -1;")
+            self.line(f"char* blocks = memory + {fixed};")
+        else:
+            self.line(f"alignas(64) char blocks[{max(blocks, 1)}];")
+        at = 0
+        for (name, dtype, number), space in zip(sizes, spaces, strict=True):
+            if heap:
+                self.line(f"{dtype}* {name} = ({dtype}*)(memory + {at});")
+            else:
+                self.line(f"alignas(64) {dtype} {name}[{number}];")
+            at += space
 
     def _fixed_reads(self) -> list[Access]:
         """Elements of inputs and constants that do not move with a loop: read once, into variables."""
@@ -144,7 +157,7 @@ class _Emitter:
         for region in self.schedule.regions:
             for value in (v for group in region for v in group.members if v.kind in ("pointwise", "reduce")):
                 for a in value.args[1:] if value.op == "gather" else value.args:
-                    if isinstance(a, Access) and a.value.kind in LEAVES and not any(a.strides):
+                    if isinstance(a, Access) and self.is_fixed(a):
                         found[a.value.name, a.offset] = a
         return list(found.values())
 
@@ -161,25 +174,14 @@ class _Emitter:
                     f"std::memcpy({target}, {tensor.source.name}, sizeof({tensor.dtype}) * {tensor.source.numel});"
                 )
 
-    def _region(self, region: list[Group]) -> None:
+    def _region(self, number: int, region: list[Group]) -> None:
         """Write loops, one after another, or together over blocks of their rows."""
-        for group in region:
-            self._start(group)
-        if region[0].row is None:
-            self._write(region[0], row=None)
+        if number in self.row_regions:
+            self.row_region(self.row_regions[number])
             return
-        rows = region[0].space[region[0].row]
-        self.line(f"for (int64_t from = 0; from < {rows}; from += {BLOCK_ROWS}) {{")
-        self.depth += 1
-        self.line(f"const int64_t to = from + {BLOCK_ROWS} < {rows} ? from + {BLOCK_ROWS} : {rows};")
-        for v in (v for group in region for v in group.members if v in self.by_block and v in self.schedule.stored):
-            self.line(f"{v.dtype}* __restrict {v.name} = {v.name}_block - from * {self.by_block[v]};")
-        for group in region:
-            self.line("{")
-            self.depth += 1
-            self._write(group, row=group.row)
-            self._close(1)
-        self._close(1)
+        for value in region[0].members:
+            self.start(value)
+        self._write(region[0], row=None)
 
     def _write(self, group: Group, *, row: int | None) -> None:
         value = group.members[0]
@@ -197,27 +199,33 @@ class _Emitter:
             for value in group.members:
                 self._member(value, (), target=None)
 
-    def _start(self, group: Group) -> None:
-        """Set what loops add to."""
-        for v in group.members:
-            if v.kind == "reduce" and is_scalar(v):
-                self.line(f"{v.dtype} {v.name} = {start(v)};")
-            elif v.kind == "reduce" or v.op == "add_rows":
-                self.line(f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {start(v)};")
-            elif v.kind == "scatter" and len(v.args) > 2:
-                before = v.args[2].value
-                source = f"&{before.name}" if is_scalar(before) else before.name
-                self.line(f"std::memcpy({v.name}, {source}, sizeof({v.dtype}) * {v.numel});")
-            elif v.kind == "scatter":
-                self.line(f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {_number(v.detail[1])};")
+    def start(self, v: Value) -> None:
+        """Set what a loop adds to."""
+        if v.kind == "reduce" and is_scalar(v):
+            self.line(f"{v.dtype} {v.name} = {start(v)};")
+        elif v.kind == "reduce" or v.op in ("add_rows", "add_product_rows"):
+            self.line(f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {start(v)};")
+        elif v.kind == "scatter" and len(v.args) > 2:
+            before = v.args[2].value
+            source = f"&{before.name}" if is_scalar(before) else before.name
+            self.line(f"std::memcpy({v.name}, {source}, sizeof({v.dtype}) * {v.numel});")
+        elif v.kind == "scatter":
+            self.line(f"for (int64_t i = 0; i < {v.numel}; i++) {v.name}[i] = {_number(v.detail[1])};")
 
     def _rows(self, value: Value, *, row: int | None) -> None:
         matrix, x = value.args
+        tall, other = f"{matrix.value.name} + {matrix.offset}", f"{x.value.name} + {x.offset}"
+        down = self._strides(matrix)[0]
         span = "from, to" if row is not None else f"0, {value.space[0]}"
-        self.line(
-            f"{value.op}<{value.space[1]}>({matrix.value.name} + {matrix.offset}, {matrix.strides[0]}, {x.value.name}, "
-            f"{value.name}, {span});"
-        )
+        if value.op in ("dot_rows", "add_rows"):
+            self.line(f"{value.op}<{value.space[1]}>({tall}, {down}, {other}, {value.name}, {span});")
+        elif value.op == "product_rows":
+            (_, n, k), (_, rows) = value.space, value.shape
+            apart = BLOCK_ROWS if value in self.by_block else rows
+            self.line(f"product_rows<{k}, {n}>({tall}, {down}, {other}, {value.name}, {apart}, {span});")
+        else:
+            (_, m, k), (by_row, apart, _) = value.space, self._strides(x)
+            self.line(f"add_product_rows<{k}, {m}>({tall}, {down}, {other}, {by_row}, {apart}, {value.name}, {span});")
 
     def _call(self, value: Value) -> None:
         if value.op == "part":
@@ -265,18 +273,18 @@ class _Emitter:
             self._member(v, space, target=v.name + "_" if v in partial else None)
         self._close(inner)
         for v in partial:
-            target = v.name if is_scalar(v) else f"{v.name}[{kept_address(v)}]"
+            target = self._target(v)
             self.line(f"{target} = {COMBINES[v.op].format(target, v.name + '_')};")
         self._close(outer)
 
     def _member(self, v: Value, space: tuple[int, ...], *, target: str | None) -> None:
         if v.kind == "reduce":
-            target = target or (v.name if is_scalar(v) else f"{v.name}[{kept_address(v)}]")
+            target = target or self._target(v)
             self.line(f"{target} = {COMBINES[v.op].format(target, self._read(v.args[0], space))};")
             return
         if v.op == "gather":
             base, where = v.args
-            place = address(base.offset, base.strides, range(len(space)))
+            place = address(base.offset, base.strides, range(len(space)))  # of a value that is known as a whole
             expression = f"{base.value.name}[{self._read(where, space)} + {place}]"
         else:
             operands = [self._read(a, space) for a in v.args]
@@ -292,18 +300,33 @@ class _Emitter:
         name = v.name if is_scalar(v) else f"{v.name}_"
         self.line(f"const {v.dtype} {name} = {expression};")
         if v in self.schedule.stored:
-            self.line(f"{v.name}[{address(0, contiguous(space), range(len(space)))}] = {name};")
+            self.line(f"{v.name}[{self._place(v, range(len(space)))}] = {name};")
 
     def _read(self, a: Access | Literal, space: tuple[int, ...] | None = None) -> str:
         if isinstance(a, Literal):
             return _number(a)
         if is_scalar(a.value):
             return a.value.name
-        if space is not None and a.value.kind in LEAVES and not any(a.strides):
-            return _fixed_name(a)
+        if space is not None and self.is_fixed(a):
+            return self.fixed_name(a)
         if space is not None and self._is_open(a, space):
             return f"{a.value.name}_"
-        return f"{a.value.name}[{address(a.offset, a.strides, range(len(a.strides)))}]"
+        return f"{a.value.name}[{address(a.offset, self._strides(a), range(len(a.strides)))}]"
+
+    def _strides(self, a: Access) -> tuple[int, ...]:
+        """Strides of a read, of what is stored of a value."""
+        return self._stored(a.value, a.strides)
+
+    def _stored(self, value: Value, strides: Sequence[int]) -> tuple[int, ...]:
+        return strides_in_block(strides, *self.by_block[value]) if value in self.by_block else tuple(strides)
+
+    def _place(self, v: Value, dims: Iterable[int]) -> str:
+        """Write where an element is stored, along the dims of the loop that are those of the value."""
+        return address(0, self._stored(v, contiguous(v.shape)), dims)
+
+    def _target(self, v: Value) -> str:
+        """Write where a sum goes: its place along the dims that are not summed over."""
+        return v.name if is_scalar(v) else f"{v.name}[{self._place(v, kept_dims(v))}]"
 
     def _is_open(self, a: Access, space: tuple[int, ...]) -> bool:
         return is_same_place(a, space) and a.value in self._current
@@ -324,10 +347,6 @@ class _Emitter:
             self.line("}")
 
 
-def _fixed_name(a: Access) -> str:
-    return f"{a.value.name}_at_{a.offset}"
-
-
 def _number(a: Literal) -> str:
     number = a.number
     if isinstance(number, bool):
@@ -339,47 +358,3 @@ def _number(a: Literal) -> str:
     if math.isinf(number):
         return f"real({'-' if number < 0 else ''}HUGE_VAL)"
     return f"real({number!r})"
-
-
-# Functions for densities: nutpie's, and many points at once. They take and give doubles, whatever the precision inside.
-# Positive codes tell nutpie that a point has no density; a trajectory ends there.
-_DENSITY = """
-static int64_t ppl_point(const double* point, double* gradient, double* value, const void* const* constants) {
-    if (sizeof(real) == sizeof(double)) {
-        const void* inputs[1] = {point};
-        void* outputs[2] = {gradient, value};
-        return ppl_evaluate(inputs, outputs, constants);
-    }
-    static thread_local Scratch scratch;  // a thread has 2 MB of stack, which a long vector would exceed
-    real *at = (real*)scratch.get(sizeof(real) * DIM * 2), *g = at + DIM, v;
-    if (!at) return -1;
-    for (int64_t i = 0; i < DIM; i++) at[i] = (real)point[i];
-    const void* inputs[1] = {at};
-    void* outputs[2] = {g, &v};
-    if (ppl_evaluate(inputs, outputs, constants)) return -1;
-    for (int64_t i = 0; i < DIM; i++) gradient[i] = g[i];
-    *value = v;
-    return 0;
-}
-
-extern "C" __attribute__((visibility("default")))
-int64_t ppl_log_density(uint64_t dim, const double* point, double* gradient, double* value, void* constants) {
-    if (dim != DIM || ppl_point(point, gradient, value, (const void* const*)constants)) return -1;
-    for (int64_t i = 0; i < DIM; i++) if (!(ppl_abs(gradient[i]) < HUGE_VAL)) return 3;
-    return ppl_abs(*value) < HUGE_VAL ? 0 : 4;
-}
-
-extern "C" __attribute__((visibility("default")))
-int64_t ppl_batch(int64_t num, const double* points, double* gradients, double* values, const void* const* constants) {
-    for (int64_t i = 0; i < num; i++)
-        if (ppl_point(points + i * DIM, gradients + i * DIM, values + i, constants)) return -1;
-    return 0;
-}
-
-extern "C" __attribute__((visibility("default")))
-int64_t ppl_copy(uint64_t dim, uint64_t expanded, const double* point, double* out, void*) {
-    if (dim != expanded) return -1;
-    std::memcpy(out, point, sizeof(double) * dim);
-    return 0;
-}
-"""

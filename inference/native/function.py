@@ -3,7 +3,9 @@
 import ctypes
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -95,19 +97,24 @@ class NativeFunction:
         self._batch = self._library.ppl_batch if density else None
         if density:
             self._batch.argtypes = (ctypes.c_int64, *(ctypes.c_void_p,) * 4)
+        self._use_threads = getattr(self._library, "ppl_use_threads", None)
         self._seconds: float | None = None  # that a point took
 
     def _dtype(self, name: str) -> np.dtype:
         return np.dtype({INT: np.int64, BOOL: np.bool_}.get(name, self._real))
 
     def __call__(self, *inputs: Any) -> tuple[np.ndarray, ...]:
-        """Evaluate at arrays of the shapes of the example; new arrays come back."""
+        """Evaluate at arrays of the shapes of the example; new arrays come back.
+
+        Long loops over rows are shared out over the cores; the numbers do not depend on how many there are.
+        """
         arrays = [np.asarray(x, dtype, order="C") for x, dtype in zip(inputs, self._input_dtypes, strict=True)]
         for array, shape in zip(arrays, self._input_shapes, strict=True):
             if array.shape != shape:
                 raise ValueError(f"inputs: expected shape {shape}, got {array.shape}.")
         outputs = [np.empty(shape, dtype) for shape, dtype in self._outputs]
-        failed = self.evaluate(_pointers(arrays), _pointers(outputs), self._table)
+        with self._all_cores():
+            failed = self.evaluate(_pointers(arrays), _pointers(outputs), self._table)
         if failed:
             raise MemoryError("native code: no memory for its intermediate results.")
         return tuple(outputs)
@@ -126,8 +133,12 @@ class NativeFunction:
             begin = time.perf_counter()
             self._fill(points[:1], gradients[:1], values[:1])
             self._seconds = time.perf_counter() - begin
-        if len(points) < 2 or self._seconds * len(points) < WORTH_THREADS:
+        if not len(points) or self._seconds * len(points) < WORTH_THREADS:
             self._fill(points, gradients, values)
+            return gradients, values
+        if len(points) < num_cores():  # then within an evaluation, over rows
+            with self._all_cores():
+                self._fill(points, gradients, values)
             return gradients, values
         cuts = np.linspace(0, len(points), num_cores() + 1).astype(int)
         own, *others = (slice(a, b) for a, b in pairwise(cuts))
@@ -136,10 +147,22 @@ class NativeFunction:
         ]
         begin = time.perf_counter()
         self._fill(points[own], gradients[own], values[own])
-        self._seconds = (time.perf_counter() - begin) / max(1, own.stop)
+        self._seconds = (time.perf_counter() - begin) / own.stop
         for task in tasks:
             task.result()
         return gradients, values
+
+    @contextmanager
+    def _all_cores(self) -> Iterator[None]:
+        """Let one evaluation use all cores, if it has loops that are worth it; only of this thread."""
+        if self._use_threads is None:
+            yield
+            return
+        self._use_threads(ctypes.c_int64(num_cores()))
+        try:
+            yield
+        finally:
+            self._use_threads(ctypes.c_int64(1))
 
     def _fill(self, points: np.ndarray, gradients: np.ndarray, values: np.ndarray) -> None:
         if self._batch(len(points), points.ctypes.data, gradients.ctypes.data, values.ctypes.data, self._table):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from inference.native.values import Value, contiguous
+from inference.native.values import Value
 
 
 def loop_order(space: tuple[int, ...]) -> list[int]:
@@ -39,10 +39,9 @@ def simd_clause(summed: list[Value], names: list[str]) -> str | None:
     return f"reduction(+ : {', '.join(names)})" if names else ""
 
 
-def kept_address(v: Value) -> str:
-    """Write where a sum goes: its place along the dims that are not summed over."""
-    kept = [d for d, reduced in enumerate(v.detail) if not reduced]
-    return address(0, contiguous(v.shape), kept)
+def kept_dims(v: Value) -> list[int]:
+    """List the dims that a reduction keeps."""
+    return [d for d, reduced in enumerate(v.detail) if not reduced]
 
 
 def address(offset: int, strides: Sequence[int], dims: Iterable[int]) -> str:

@@ -190,9 +190,14 @@ INLINE double ppl_round(double x) { return std::nearbyint(x); }  // half to even
 
 struct Scratch {
     char* memory = nullptr;
+    size_t size = 0;
     ~Scratch() { std::free(memory); }
     char* get(size_t bytes) {
-        if (!memory) memory = (char*)std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+        if (!memory || bytes > size) {
+            std::free(memory);
+            memory = (char*)std::aligned_alloc(64, (bytes + 64) / 64 * 64);
+            size = memory ? bytes : 0;
+        }
         return memory;
     }
 };
@@ -239,60 +244,6 @@ template <int64_t outer, int64_t n, int64_t inner, class T> static void argmin(c
 
 // A vector of eight numbers, whatever width the machine has; loads need no alignment.
 template <class T> struct Lanes { typedef T type __attribute__((vector_size(8 * sizeof(T)), aligned(sizeof(T)))); };
-
-// out[i] = sum_j a[i * step + j] x[j] for rows from <= i < to; rows are read once, four at a time
-template <int64_t n, class T>
-static void dot_rows(const T* __restrict a, int64_t step, const T* __restrict x, T* __restrict out, int64_t from, int64_t to) {
-    typedef typename Lanes<T>::type V;
-    constexpr int64_t whole = n / 8 * 8;
-    int64_t i = from;
-    for (; i + 4 <= to; i += 4) {
-        const T *a0 = a + i * step, *a1 = a0 + step, *a2 = a1 + step, *a3 = a2 + step;
-        V s0 = {}, s1 = {}, s2 = {}, s3 = {};
-        for (int64_t j = 0; j < whole; j += 8) {
-            V v = *(const V*)(x + j);
-            s0 += *(const V*)(a0 + j) * v; s1 += *(const V*)(a1 + j) * v;
-            s2 += *(const V*)(a2 + j) * v; s3 += *(const V*)(a3 + j) * v;
-        }
-        T t0 = 0, t1 = 0, t2 = 0, t3 = 0;
-        for (int64_t j = whole; j < n; j++) {
-            t0 += a0[j] * x[j]; t1 += a1[j] * x[j]; t2 += a2[j] * x[j]; t3 += a3[j] * x[j];
-        }
-        out[i] = t0 + (((s0[0] + s0[4]) + (s0[1] + s0[5])) + ((s0[2] + s0[6]) + (s0[3] + s0[7])));
-        out[i + 1] = t1 + (((s1[0] + s1[4]) + (s1[1] + s1[5])) + ((s1[2] + s1[6]) + (s1[3] + s1[7])));
-        out[i + 2] = t2 + (((s2[0] + s2[4]) + (s2[1] + s2[5])) + ((s2[2] + s2[6]) + (s2[3] + s2[7])));
-        out[i + 3] = t3 + (((s3[0] + s3[4]) + (s3[1] + s3[5])) + ((s3[2] + s3[6]) + (s3[3] + s3[7])));
-    }
-    for (; i < to; i++) {
-        const T* row = a + i * step;
-        T t = 0;
-        for (int64_t j = 0; j < n; j++) t += row[j] * x[j];
-        out[i] = t;
-    }
-}
-
-// out[j] += sum over rows of a[i * step + j] x[i]; up to 64 columns at a time are summed in registers
-template <int64_t n, int64_t begin = 0, class T>
-static void add_rows(const T* __restrict a, int64_t step, const T* __restrict x, T* __restrict out, int64_t from, int64_t to) {
-    typedef typename Lanes<T>::type V;
-    constexpr int64_t left = n - begin, take = left > 64 ? 64 : left, vectors = take / 8, rest = take % 8;
-    V s[vectors ? vectors : 1] = {}, u[vectors ? vectors : 1] = {};
-    T t[8] = {};
-    const T* row = a + from * step + begin;
-    int64_t i = from;
-    for (; i + 2 <= to; i += 2, row += 2 * step) {
-        const T* next = row + step;
-        for (int64_t v = 0; v < vectors; v++) { s[v] += *(const V*)(row + 8 * v) * x[i]; u[v] += *(const V*)(next + 8 * v) * x[i + 1]; }
-        for (int64_t j = 0; j < rest; j++) t[j] += row[8 * vectors + j] * x[i] + next[8 * vectors + j] * x[i + 1];
-    }
-    if (i < to) {
-        for (int64_t v = 0; v < vectors; v++) s[v] += *(const V*)(row + 8 * v) * x[i];
-        for (int64_t j = 0; j < rest; j++) t[j] += row[8 * vectors + j] * x[i];
-    }
-    for (int64_t v = 0; v < vectors; v++) { V* o = (V*)(out + begin + 8 * v); *o += s[v] + u[v]; }
-    for (int64_t j = 0; j < rest; j++) out[begin + 8 * vectors + j] += t[j];
-    if constexpr (left > 64) add_rows<n, begin + 64>(a, step, x, out, from, to);
-}
 
 // Adds sum_l a[l * step] b[l * n + j] for l < k to `rows` rows of sums over `width` vectors of eight columns, which stay
 // in registers: one load for several products.

@@ -7,6 +7,8 @@ from inference.native.values import Access, Tensor, Value, contiguous
 
 LEAVES = ("input", "constant")
 ALONE = ("call", "assemble", "scatter", "rows")
+# Products with a tall matrix that give a number, or several, for each row; others add up the rows.
+BY_ROW = ("dot_rows", "product_rows")
 # Loops over at least this many rows are run together, a block of rows at a time, so that what one writes the next
 # finds in the cache, and a large matrix is read once for the value and the gradient.
 MIN_ROWS = 2048
@@ -151,7 +153,7 @@ def _own_row(access: Access, position: int, reader: Value, group: Group, rows: i
     """Whether a read of a value that is made row by row stays in the row that is being computed."""
     value = access.value
     if value.kind == "rows":  # one number a row, or a sum over rows
-        return value.op == "dot_rows" and _reads_rows_of(access, 1, position, reader, group, rows)
+        return value.op in BY_ROW and _reads_rows_of(access, 1, position, reader, group, rows)
     if value.kind not in ("pointwise", "reduce"):
         return False
     row = max(range(len(value.space)), key=lambda d: value.space[d])
@@ -162,7 +164,7 @@ def _own_row(access: Access, position: int, reader: Value, group: Group, rows: i
 
 
 def _reads_rows_of(access: Access, step: int, position: int, reader: Value, group: Group, rows: int) -> bool:
-    if reader.kind == "rows":
+    if reader.op in ("dot_rows", "add_rows"):
         return reader.op == "add_rows" and position == 1 and access.value.numel == rows
     if reader.kind == "scatter" and position > 1 or reader.op == "gather" and position == 0 or access.offset:
         return False
