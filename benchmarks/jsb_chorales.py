@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="JSON file of the chorales")
     parser.add_argument("--states", type=int, nargs="+", default=[8, 16, 32])
-    parser.add_argument("--num-steps", type=int, default=500, help="of L-BFGS, and of SVI")
+    parser.add_argument("--num-steps", type=int, default=300, help="of L-BFGS, and of SVI")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_default_dtype(torch.float64)
