@@ -156,15 +156,17 @@ class AutoVI:
 
     def _climb(self, ladder: Ladder, problem: Problem) -> "_Answer":
         """Go up until a rung is good enough, then draw from it."""
-        starts = ladder.start(self.num_starts)
-        if ladder.dear and ladder.modes:
-            fitted = ladder.laplace()
+        ladder.search(self.num_starts)
+        tried = ladder.nearly_gaussian()
+        if tried:
+            fitted = ladder.missed(ladder.laplace())
             ladder.max_evaluations = self.budget * predicted_gradients(fitted[0].q)
-            found, _ = ladder.climb("laplace", lambda _: fitted, DRAWS, most=DRAWS)
+            found, _ = ladder.climb("laplace", lambda _: fitted, DRAWS, most=DRAWS, num_proposals=limits.MIN_DRAWS)
+            found = ladder.enough(found, fitted) if ladder.good(found) else found
             if ladder.good(found):
-                found = ladder.enough(found, fitted)
                 return _resampled(ladder, "laplace", found, fitted, fitted[0].q)
-        gaussians = ladder.missed(ladder.gaussian(starts))
+        gaussians = ladder.gaussian(ladder.starts())
+        gaussians = gaussians if tried else ladder.missed(gaussians)
         ladder.max_evaluations = self.budget * predicted_gradients(gaussians[0].q)
         if not ladder.full_rank:
             wide = ladder.linear_response(gaussians[0])

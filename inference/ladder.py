@@ -44,6 +44,8 @@ TYPICAL_STEPS = 20
 # What bending one draw takes, in seconds for each dimension; counted in more dimensions than MANY, where it is several
 # times what native code takes for the gradient of a time series, and NUTS needs nothing like it.
 BENDING_SECONDS, MANY = 1.5e-7, 100
+# Log weights with this sd are worth exp(-.5) of as many draws, if they are normal, which is `GOOD_SHARE`.
+NEARLY = 0.7
 # Of all evaluations that are allowed, the last proposals may be so many.
 LAST_SHARE = 0.5
 # Draws for the covariance of linear response; exact for a Gaussian with any number.
@@ -123,6 +125,7 @@ class Ladder:
         # Fewer have no tail to judge; where an evaluation is dear, more have to be asked for.
         self.num_proposals = limits.MIN_DRAWS if self.dear else max(self.num_draws, limits.MIN_DRAWS)
         self.climbed, self.modes = Climbed((), (), 0), []
+        self.points = np.zeros((0, self.density.dim))
         self.bounds, self.agree = np.zeros(0), True
 
     def grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -150,21 +153,32 @@ class Ladder:
 
     # --- Rungs ------------------------------------------------------------------------------------------------------
 
-    def start(self, num_starts: int) -> list[Gaussian]:
-        """Look for modes, and give a Gaussian to start from for each that counts; the heaviest first."""
-        points = all_starts(self.density, num_starts, self.rng)
+    def search(self, num_starts: int) -> None:
+        """Look for modes."""
+        self.points = all_starts(self.density, num_starts, self.rng)
         if self.full_rank or self.dear:
-            self._search(lambda: climb_again(self.density, find_modes(self.density, points), self.rng))
+            self._search(lambda: climb_again(self.density, find_modes(self.density, self.points), self.rng))
+
+    def starts(self) -> list[Gaussian]:
+        """Give a Gaussian to start from for each mode that counts; the heaviest first."""
         if self.modes and self.dear:
             return [mode.laplace for mode in self.modes]
         if self.modes:
             return [self._above(mode) for mode in self.modes]
         z = self._draws(FIRST_DRAWS)
-        found = [best_gaussian(self.density, point, z, full_rank=self.full_rank) for point in points[:NUM_BLIND]]
+        found = [best_gaussian(self.density, point, z, full_rank=self.full_rank) for point in self.points[:NUM_BLIND]]
         return [best_of(self.log_density, found, z)]
 
+    def nearly_gaussian(self) -> bool:
+        """Whether Laplace's Gaussians will do: where a fit is dear, or a few draws have weights that hardly vary."""
+        if self.dear or not self.modes:
+            return bool(self.modes)
+        z = self._draws(FIRST_DRAWS)
+        weights = [self.log_density(mode.laplace.transform(z)) - mode.laplace.log_q(z) for mode in self.modes]
+        return all(np.std(of_mode) < NEARLY for of_mode in weights)
+
     def laplace(self) -> list[Fitted]:
-        """Take Laplace's Gaussian of each mode for a fit, which it often is where data are many."""
+        """Take Laplace's Gaussian of each mode for a fit."""
         none = np.zeros(0)
         return [
             Fitted(mode.laplace, mode.log_mass, settled=True, losses=none, gradient_norms=none) for mode in self.modes
@@ -209,13 +223,19 @@ class Ladder:
         return replace(fitted, q=wide)
 
     def climb(
-        self, name: str, fit: Callable[[int], list[Fitted]], num: int, *, most: int = MAX_DRAWS
+        self,
+        name: str,
+        fit: Callable[[int], list[Fitted]],
+        num: int,
+        *,
+        most: int = MAX_DRAWS,
+        num_proposals: int | None = None,
     ) -> tuple[Proposals, list[Fitted]]:
         """Fit on ``num`` to ``most`` draws, until the bound is not over-fitted, and weigh proposals from the result."""
         begin, before = time.perf_counter(), self.num_evaluations
         while True:
             fitted = fit(num)
-            found = self._propose(fitted, self.num_proposals)
+            found = self._propose(fitted, num_proposals or self.num_proposals)
             over_fitted = fitted[0].elbo - found.elbo > GAP + 2 * found.elbo_se or found.elbo_se > GAP
             dear = 2 * num > most or not self.may_spend(self.cost(2 * num, bent=name == "bent"))
             if len(fitted) > 1 or not over_fitted or self.acceptable(found) or dear:
