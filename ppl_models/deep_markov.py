@@ -154,6 +154,6 @@ DEEP_MARKOV = Model(
     summary="a hidden path moved by a network, seen through another (handwritten digits, read row by row)",
     guide=deep_markov_guide,
     may_miss="x",
-    training={"elbo": "trace_mean_field", "batch_size": 20, "num_epochs": 150, "lr": 5e-3, "lr_schedule": "cosine"},
+    training={"elbo": "trace_mean_field", "batch_size": 20, "num_epochs": 300, "lr": 5e-3, "lr_schedule": "cosine"},
     held_out=_held_out,
 )

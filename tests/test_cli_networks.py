@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from inference import load_fit
+from inference import InputError, load_fit, log_marginal
 from inference.cli import main
 from ppl_models import MODELS
 
@@ -65,7 +65,13 @@ def test_fit_trains_and_saves_what_check_judges(pictures, tmp_path, capsys):
     assert main(["check", "vae", "--fit", str(tmp_path / "trained.fit"), "--json"]) in (0, 1)
     from_file = json.loads(capsys.readouterr().out)["verdict"]
     assert main(["check", *common, "--json"]) in (0, 1)
-    assert json.loads(capsys.readouterr().out)["verdict"]["kind"] == from_file["kind"]
+    assert json.loads(capsys.readouterr().out)["verdict"] == from_file
+    by_name = load_fit(tmp_path / "trained.fit", MODELS["vae"])
+    by_hand = load_fit(tmp_path / "trained.fit", MODELS["vae"].model, guide=MODELS["vae"].guide)
+    scores = [log_marginal(fit, rows=5, num_samples=100).log_p for fit in (by_name, by_hand)]
+    np.testing.assert_array_equal(*scores)
+    with pytest.raises(InputError, match="has no trained guide"):
+        log_marginal(load_fit(tmp_path / "trained.fit", MODELS["vae"].model))
 
 
 @pytest.mark.parametrize(
