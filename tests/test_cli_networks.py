@@ -7,6 +7,7 @@ import pytest
 
 from inference import InputError, load_fit, log_marginal
 from inference.cli import main
+from inference.trained import rows_of, train
 from ppl_models import MODELS
 
 QUICK = ["--set", "num_latents=2", "--num-epochs", "3", "--no-progress"]
@@ -117,3 +118,21 @@ def test_bad_pictures_are_refused_in_one_line(change, says, pictures, tmp_path, 
     assert says in complaint
     assert "\n" not in complaint
     assert len(complaint) < 500
+
+
+SMALL = {"vae": {"hidden": (8,)}, "conditional_vae": {"hidden": (8,)}, "semi_supervised_vae": {"hidden": (8,)}}
+SMALL |= {"two_layer_vae": {"hidden": (8,), "hidden_top": (4,)}, "deep_markov": {"hidden": 4, "rnn_hidden": 4}}
+
+
+@pytest.mark.parametrize("model", [pytest.param(m, id=m.name) for m in MODELS.values() if m.training])
+def test_models_with_networks_train_and_score_their_own_rows(model):
+    """As `ppl compare NAME` does, with smaller networks and less patience."""
+    rows = rows_of(model, model.data() | SMALL.get(model.name, {}), bundled=True, seed=0)
+    fitted = train(model, rows.train, seed=0, num_epochs=1, num_samples=4)
+    score = log_marginal(fitted, rows.test, rows=3, num_samples=100)
+    assert np.all(score.elbo < score.log_p + 1e-6)
+    num = len(rows.test["x"])
+    assert rows.labels is None or len(rows.labels) == num
+    same = (rows.test["x"][:, None].flatten(2) == rows.train["x"][None].flatten(2)).all(-1)
+    assert same.any(1).double().mean() < 0.1  # what is scored was not trained on; small digits can be alike
+

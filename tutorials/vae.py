@@ -325,7 +325,7 @@ imputation_figure(by_nuts, halved.numpy()).savefig(out / "vae_missing.png", dpi=
 # %%
 pca = MODELS["probabilistic_pca"]
 grey = images.digits().train.flatten(1).double()
-ruler = SVI(guide=pca.guide, **{**recipe, "elbo": "stl", "num_epochs": 60, "lr": 0.01})
+ruler = SVI(guide=pca.guide, **{**recipe, "elbo": "stl", "batch_size": 250, "num_epochs": 120, "lr": 0.03})
 linear = fit(pca, {"x": grey, "num_latents": 4}, ruler, seed=1)
 bound = log_marginal(linear, num_samples=200)
 best = dict(zip(("mean", "loading", "noise_scale"), principal_components(grey.numpy(), 4), strict=True))
