@@ -197,7 +197,8 @@ def _run(request: Request, engine: Engine | None, arguments: argparse.Namespace)
     """Fit once; None trains the model's networks. An engine keeps what it has when interrupted; a command then ends."""
     progress = False if arguments.no_progress else None
     if engine is None:
-        sizes = {key: value for key in ("num_samples", "num_chains") if (value := getattr(arguments, key)) is not None}
+        names = ("num_samples", "num_chains", "num_epochs")
+        sizes = {name: value for name in names if (value := getattr(arguments, name)) is not None}
         with request.source.blamed():
             fit = train(request.source.model, request.data, seed=arguments.seed, progress=progress, **sizes)
     else:
@@ -222,6 +223,11 @@ def _one_engine(arguments: argparse.Namespace, usual: str) -> tuple[str, Engine 
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give the settings of engines by name."""
+    if arguments.num_epochs:
+        raise InputError(
+            "--num-epochs: is for models with networks, trained with their own guide; leave it out, or the engine"
+        )
     return {key: getattr(arguments, key) for key in ("num_samples", "num_warmup", "num_chains", "backend")}
 
 
@@ -363,6 +369,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-samples", type=_whole(1), metavar="N", help="draws per chain")
     parser.add_argument("--num-warmup", type=_whole(1), metavar="N", help="warm-up draws per chain, NUTS only")
     parser.add_argument("--num-chains", type=_whole(1), metavar="N", help="chains")
+    parser.add_argument(
+        "--num-epochs", type=_whole(1), metavar="N", help="passes over the data, for models with networks only"
+    )
     parser.add_argument(
         "--backend", choices=BACKENDS, metavar="B", help=f"how densities run: {', '.join(BACKENDS)} (default auto)"
     )

@@ -8,6 +8,17 @@ class InputError(ValueError):
     """
 
 
+# Characters of a message that are shown: five lines of a terminal. Some of torch's messages print whole tensors.
+LONGEST = 400
+
+
 def one_line(error: BaseException) -> str:
-    """Write an exception's message in one line, without the table of all sites that Pyro appends."""
-    return " ".join(str(error).split("Trace Shapes:")[0].split())
+    """Write an exception's message in one line, without the table of all sites that Pyro appends, cut where too long.
+
+    Its end is kept too: torch says there what was wrong with the tensor that it prints.
+    """
+    text = " ".join(str(error).split("Trace Shapes:")[0].split())
+    if len(text) <= LONGEST:
+        return text
+    half = (LONGEST - 5) // 2
+    return f"{text[:half].rstrip()} ... {text[-half:].lstrip()}"

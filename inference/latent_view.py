@@ -176,7 +176,10 @@ def latent_view(
 
 
 def _num_rows(fit: Fit) -> int:
-    """Rows of the data of the fit: the losses are sums over them."""
+    """Rows that were trained on: the losses are sums over them."""
+    training = fit.state.get("training")
+    if training is not None:  # some rows may have been held out
+        return training["rows"]
     return max((len(v) for v in fit.data.values() if isinstance(v, torch.Tensor) and v.dim()), default=1)
 
 

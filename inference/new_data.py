@@ -71,7 +71,8 @@ def read_new(fit: Fit, old: Sites, new_data: Mapping[str, Any]) -> Sites:
         raise InputError(f"new_data: expected a mapping as the fit was given, got {type(new_data).__name__}.")
     read_off = getattr(fit.model, "settings_from", None)
     learnt = read_off(old.data) if callable(read_off) else {}
-    arrays = {name: v for name, v in old.data.items() if isinstance(v, torch.Tensor | list | tuple | np.ndarray)}
+    # a tuple is a setting, such as the widths of layers
+    arrays = {name: v for name, v in old.data.items() if isinstance(v, torch.Tensor | list | np.ndarray)}
     missing = [name for name in arrays if name not in new_data and name not in learnt]
     if missing:
         raise InputError(

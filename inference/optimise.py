@@ -1,5 +1,6 @@
 """Optimisers for SVI: any of torch's or Pyro's behind one small interface."""
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ import torch
 from pyro.optim import PyroOptim
 from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from inference.dowg import DoWG
 from inference.errors import InputError
@@ -194,6 +196,11 @@ def make_stepper(
             f"torch.optim.Adam (or functools.partial of one), or a pyro.optim object, got {got}."
         )
     return TorchStepper(optimizer, lr=lr, schedule=schedule, clip_norm=clip_norm)
+
+
+def cosine(num_steps: int) -> Callable[[torch.optim.Optimizer], LambdaLR]:
+    """Give a schedule by step: rates fall to zero along half a cosine (Loshchilov & Hutter 2017, equation 5)."""
+    return partial(LambdaLR, lr_lambda=lambda step: 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / num_steps)))
 
 
 def gradient_norm(params: Iterable[torch.Tensor]) -> float:

@@ -74,7 +74,10 @@ def save_fit(fit: Fit, path: str | Path) -> Path:
             "seconds": {part: float(value) for part, value in fit.seconds.items()},
             "data": _savable_items(fit.data),
             "notes": list(fit.notes),
-            "state": _savable_items({name: value for name, value in fit.state.items() if name not in _NOT_IN_STATE}),
+            "state": _savable_items(
+                {name: value for name, value in fit.state.items() if name not in _NOT_IN_STATE}
+                | ({"own_guide": True} if _by_own_guide(fit) else {})
+            ),
             "dtype": str(fit.state["dtype"]).removeprefix("torch."),
             "params": params,
             "module": module,
@@ -102,7 +105,13 @@ def _fitted(fit: Fit) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
     return params, dict(module)
 
 
-def load_fit(path: str | Path, model: Any = None) -> Fit:
+def _by_own_guide(fit: Fit) -> bool:
+    """Whether the guide is the one that the model brings along (``ppl_models.Model.guide``)."""
+    own = getattr(fit.model, "guide", None)
+    return own is not None and getattr(fit.engine, "guide", None) is own
+
+
+def load_fit(path: str | Path, model: Any = None, *, guide: Callable[..., Any] | None = None) -> Fit:
     """Read a fit that ``Fit.save`` wrote.
 
     Parameters
@@ -112,6 +121,9 @@ def load_fit(path: str | Path, model: Any = None) -> Fit:
     model
         The model it was fitted with; needed for log likelihoods, predictive draws, `check` and the like. A module is
         copied, and the copy given the fitted parameters.
+    guide
+        The guide it was fitted with, where that is a function with parameters in Pyro's store, such as an encoder. By
+        default the model's own, if it was that.
 
     Raises
     ------
@@ -120,6 +132,8 @@ def load_fit(path: str | Path, model: Any = None) -> Fit:
     """
     saved = _read(path)
     function, params = _restore_model(model, saved)
+    if guide is None and saved["state"].get("own_guide"):
+        guide = getattr(model, "guide", None)
     return Fit(
         draws=_arrays(saved["draws"]),
         stats=_arrays(saved["stats"]),
@@ -139,6 +153,7 @@ def load_fit(path: str | Path, model: Any = None) -> Fit:
                 "constraints": dict.fromkeys(params, torch.distributions.constraints.real),
             },
             **({"module": saved["module"]} if function is None else {"function": function}),
+            **({} if guide is None else {"guide": guide}),
         },
     )
 

@@ -21,7 +21,7 @@ from inference.gaussian_iterates import GaussianIterates, is_gaussian
 from inference.guides import check_guide, make_guide, samples_discrete
 from inference.isolation import keep_as_trained
 from inference.nuts import check_count, check_number
-from inference.optimise import LBFGS, PyroStepper, TorchStepper, make_stepper
+from inference.optimise import LBFGS, PyroStepper, TorchStepper, cosine, make_stepper
 from inference.rabvi import Rabvi, WatchGaussian, WatchParameters
 from inference.sites import Sites
 from inference.stopping import Rule, Stages
@@ -91,7 +91,8 @@ class SVI:
         Learning rate; by default 0.02, 0.001 for a guide of one's own trained by mini-batches, 0.1 with
         ``stopping="rabvi"``, which lowers it, 0.002 for flows, and 1 for ``dowg``, where it multiplies the step.
     lr_schedule
-        Takes the torch optimiser and returns a ``torch.optim.lr_scheduler``, stepped after every step; needs
+        ``"cosine"``: falls to zero at the last step along half a cosine (Loshchilov & Hutter 2017); or a function that
+        takes the torch optimiser and returns a ``torch.optim.lr_scheduler``, stepped after every step. Needs
         ``num_steps`` or ``num_epochs``.
     lr_schedule_by
         ``"step"``, or ``"epoch"``: when it is stepped. ``ReduceLROnPlateau`` by epoch sees the negative bound per row.
@@ -154,7 +155,7 @@ class SVI:
     stopping: str | None = None
     optimizer: str | Callable[..., torch.optim.Optimizer] | PyroOptim = torch.optim.Adam
     lr: float | None = None
-    lr_schedule: Callable[[torch.optim.Optimizer], Any] | None = None
+    lr_schedule: str | Callable[[torch.optim.Optimizer], Any] | None = None
     clip_norm: float | None = None
     num_particles: int | None = None
     num_restarts: int = 1
@@ -186,6 +187,11 @@ class SVI:
         check_options(self)
         if self.num_steps is None and self.batch_size is None and self.lr_schedule is not None:
             raise InputError("lr_schedule: needs num_steps; without it the learning rate is lowered at plateaus.")
+        if isinstance(self.lr_schedule, str) and (self.lr_schedule != "cosine" or self.lr_schedule_by != "step"):
+            raise InputError(
+                f"lr_schedule: expected 'cosine', by step, or a function that makes a scheduler of torch; got "
+                f"{self.lr_schedule!r}, by {self.lr_schedule_by}."
+            )
         if self.stopping is not None:
             self._check_stopping()
         for name in ("lr", "clip_norm"):
@@ -329,12 +335,16 @@ class SVI:
             return self.num_particles or 1
         return FLOW_PARTICLES if self._flow else RABVI_PARTICLES if self.stopping == "rabvi" else 1
 
+    def _schedule(self) -> Callable[[torch.optim.Optimizer], Any] | None:
+        """Give the schedule; training by epochs, which knows the number of steps, replaces that of one step."""
+        return cosine(self.num_steps or 1) if self.lr_schedule == "cosine" else self.lr_schedule
+
     def _stepper(self) -> TorchStepper | PyroStepper:
         usual = RABVI_RATE if self.stopping == "rabvi" else LEARNING_RATE
         usual = NETWORK_RATE if self._amortised else usual
         default = DOWG_RATE if self.optimizer == "dowg" else FLOW_RATE if self._flow else usual
         lr = default if self.lr is None else self.lr
-        stepper = make_stepper(self.optimizer, lr=lr, schedule=self.lr_schedule, clip_norm=self.clip_norm)
+        stepper = make_stepper(self.optimizer, lr=lr, schedule=self._schedule(), clip_norm=self.clip_norm)
         if isinstance(stepper, TorchStepper):
             stepper.each_step, stepper.fuse = self.lr_schedule_by == "step", self.batch_size is not None
         elif self.checkpoint is not None:

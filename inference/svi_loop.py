@@ -226,7 +226,10 @@ class Loop:
         window = max(1, min(len(self.losses) // 4, 500))
         if window > 1 and plateaued(self.losses, window):
             return Status("converged", f"Ran {len(self.losses)} steps; the loss has stopped improving.")
-        gain = improvement(self.losses, window)[0] if window > 1 else float("nan")
+        so_far = ", too few to see whether the loss still improves"
+        if window > 1:
+            gain = improvement(self.losses, window)[0]
+            so_far = f" and is still improving (by {gain:.2g} nats over the last {window})"
         remedy = (
             "give num_steps, more of them, or a larger lr"
             if self.num_steps is None
@@ -234,8 +237,7 @@ class Loop:
         )
         return Status(
             "budget_spent",
-            f"Ran {len(self.losses)} steps and is still improving (by {gain:.2g} nats over the last {window}); "
-            f"{remedy}.",
+            f"Ran {len(self.losses)} steps{so_far}; {remedy}.",
         )
 
 

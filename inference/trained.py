@@ -80,6 +80,7 @@ def rows_of(model: Any, data: Mapping[str, Any], *, bundled: bool, seed: int) ->
 
 def train(model: Any, data: Mapping[str, Any], *, seed: int, progress: bool | None = None, **settings: Any) -> Fit:
     """Train a model's networks; a batch is at most all rows. ``settings`` are as for `own_engine`."""
-    lengths = [len(value) for value in data.values() if isinstance(value, torch.Tensor) and value.dim()]
+    # from a file arrays are not yet tensors, and may be lists
+    lengths = [len(value) for value in data.values() if getattr(value, "ndim", isinstance(value, list))]
     batch_size = min(model.training["batch_size"], max(lengths, default=1))
     return fit(model, data, own_engine(model, batch_size=batch_size, **settings), seed=seed, progress=progress)

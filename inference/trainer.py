@@ -303,8 +303,10 @@ class Trainer:
             if waited >= max(2, len(record.evaluations) // 10):
                 return Status("converged", f"{done}; {best}.")
             return Status("budget_spent", f"{done} and is still improving: {best}; raise num_epochs.")
-        window = max(per_epoch, record.step // 4)
+        window = max(per_epoch, record.step // 4, 2)  # a single loss has no spread to compare it with
         if plateaued(record.losses, window):
             return Status("converged", f"{done}; the loss has stopped improving.")
-        gain = f" (by {improvement(record.losses, window)[0]:.2g} nats)" if record.step >= 2 * window else ""
-        return Status("budget_spent", f"{done} and is still improving{gain}; raise num_epochs.")
+        if record.step < 2 * window:
+            return Status("budget_spent", f"{done}, too few to see whether the loss still improves; raise num_epochs.")
+        gain = improvement(record.losses, window)[0] / self.batches.total
+        return Status("budget_spent", f"{done} and is still improving (by {gain:.2g} nats per row); raise num_epochs.")

@@ -23,7 +23,7 @@ from inference.fit import Problem, Run, Status
 from inference.guides import check_guide, make_guide, samples_discrete
 from inference.isolation import caller_threads, keep_as_trained
 from inference.objectives import StickingTheLanding, WeightedObjective, vectorized
-from inference.optimise import PyroStepper, TorchStepper
+from inference.optimise import PyroStepper, TorchStepper, cosine
 from inference.sites import Sites, read_sites
 from inference.svi_draws import affordable, confirmed, draw
 from inference.trainer import Schedule, Trainer
@@ -75,8 +75,11 @@ def train(engine: "SVI", problem: Problem, stepper: TorchStepper | PyroStepper) 
             weighs_kl=engine.kl_weight is not None,
             eager=engine.backend == "pyro",
         )
+        schedule = _schedule(engine, batches)
+        if engine.lr_schedule == "cosine":
+            stepper.schedule = cosine(schedule.num_steps)
         trainer = Trainer(
-            *(steps, stepper, batches, validation, _schedule(engine, batches)),
+            *(steps, stepper, batches, validation, schedule),
             checkpoints=_checkpoints(engine, problem, batches, steps),
             seed=problem.seed,
             buffers=_buffers(sites.function, guide),

@@ -145,10 +145,21 @@ def exercises() -> torch.Tensor:
 
 def digit_pixels() -> torch.Tensor:
     """Load the dark pixels (above 8 of 16) of the first 100 handwritten digits 0, 1 and 2, zeros and ones (100, 64)."""
+    return _low_digits()[0][:100]
+
+
+def more_digit_pixels() -> tuple[torch.Tensor, torch.Tensor]:
+    """Load the next 100 such pictures, as in `digit_pixels`, and which digits they are (100,)."""
+    pixels, labels = _low_digits()
+    return pixels[100:200], labels[100:200]
+
+
+def _low_digits() -> tuple[torch.Tensor, torch.Tensor]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return torch.from_numpy((bunch.data[bunch.target < 3][:100] > 8).astype(np.float64))
+    low = bunch.target < 3
+    return torch.from_numpy((bunch.data[low] > 8).astype(np.float64)), torch.from_numpy(bunch.target[low])
 
 
 def digit_rows() -> torch.Tensor:

@@ -13,7 +13,7 @@ from ppl_models.deep_markov_networks import backward_gru, combiner, emitter, gat
 from ppl_models.features import Features
 from ppl_models.hmm_parts import check_codes, check_count, check_series, steps_with_values
 from ppl_models.markov_path import MarkovPath, SeenRows
-from ppl_models.model import Model, Simulation
+from ppl_models.model import HeldOut, Model, Simulation
 from ppl_models.simulation import draw, own_stream
 
 EMISSIONS = ("bernoulli", "normal")
@@ -120,6 +120,12 @@ def _data() -> dict[str, Any]:
     return {"x": datasets.digit_pixels().reshape(-1, 8, 8), "num_latents": 4}
 
 
+def _held_out() -> HeldOut:
+    """Give the next hundred pictures of the same digits."""
+    pixels, labels = datasets.more_digit_pixels()
+    return HeldOut({"x": pixels.reshape(-1, 8, 8)}, labels)
+
+
 def _simulate(
     seed: int,
     *,
@@ -148,4 +154,6 @@ DEEP_MARKOV = Model(
     summary="a hidden path moved by a network, seen through another (handwritten digits, read row by row)",
     guide=deep_markov_guide,
     may_miss="x",
+    training={"elbo": "trace_mean_field", "batch_size": 20, "num_epochs": 300, "lr": 5e-3, "lr_schedule": "cosine"},
+    held_out=_held_out,
 )

@@ -22,6 +22,8 @@ from ppl_models.simulation import draw, own_stream
 FIRST_LOADING = 0.3
 # And noise at this part: most of the data is noise until loadings explain it.
 FIRST_NOISE = 0.8
+# Of the encoder, and of what is not given. The gradient has no noise where the encoder is exact, which it can be here.
+TRAINING = {"elbo": "stl", "batch_size": 50, "num_epochs": 400, "lr": 0.02, "lr_schedule": "cosine"}
 
 
 def probabilistic_pca(
@@ -278,6 +280,7 @@ PROBABILISTIC_PCA = Model(
     guide=linear_guide,
     exact=partial(exact, probabilistic_pca),
     table="x",
+    training=TRAINING,
 )
 FACTOR_ANALYSIS = Model(
     name="factor_analysis",
@@ -288,4 +291,5 @@ FACTOR_ANALYSIS = Model(
     guide=linear_guide,
     exact=partial(exact, factor_analysis),
     table="x",
+    training=TRAINING,
 )

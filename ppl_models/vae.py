@@ -16,7 +16,13 @@ from ppl_models.pixels import binarise, check_images, look, observe, sample_dith
 # The best of those tried on scikit-learn's digits: docs/vae.md has the table.
 NUM_LATENTS = 8
 HIDDEN = (200, 200)
-TRAINING = {"elbo": "trace_mean_field", "batch_size": 100, "num_epochs": 100}
+TRAINING = {
+    "elbo": "trace_mean_field",
+    "batch_size": 128,
+    "num_epochs": 100,
+    "lr": 5e-3,
+    "lr_schedule": "cosine",
+}
 
 
 def vae(

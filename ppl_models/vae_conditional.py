@@ -7,11 +7,11 @@ import torch
 
 from ppl_models import images
 from ppl_models.encoder import check_latents, num_encoded, posterior, standard_normal
-from ppl_models.model import Model, Simulation
+from ppl_models.model import HeldOut, Model, Simulation
 from ppl_models.networks import image_decoder, image_encoder
 from ppl_models.picture_simulation import simulate_pictures
 from ppl_models.pixels import binarise, check_images, check_labels, look, observe, sample_dither
-from ppl_models.vae import HIDDEN, NUM_LATENTS
+from ppl_models.vae import HIDDEN, NUM_LATENTS, TRAINING
 
 
 def conditional_vae(
@@ -116,6 +116,11 @@ def _data() -> dict[str, Any]:
     return {"x": digits.train.double(), "labels": digits.train_labels.double(), "num_classes": 10}
 
 
+def _held_out() -> HeldOut:
+    digits = images.digits().binarised()
+    return HeldOut({"x": digits.test, "labels": digits.test_labels}, digits.test_labels.int())
+
+
 CONDITIONAL_VAE = Model(
     name="conditional_vae",
     model=conditional_vae,
@@ -124,4 +129,6 @@ CONDITIONAL_VAE = Model(
     summary="variational autoencoder of pictures whose class is given (1500 handwritten digits)",
     guide=conditional_vae_guide,
     may_miss="x",
+    training=TRAINING,
+    held_out=_held_out,
 )

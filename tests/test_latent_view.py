@@ -1,5 +1,7 @@
 """Figures, tables and the report of a latent-variable model whose rows are pictures."""
 
+from dataclasses import replace
+
 import linear_latent as ll
 import numpy as np
 import pytest
@@ -53,6 +55,14 @@ def test_figures_and_tables(view):
     assert len(view.tables()["latents"]) == 3
     for part in ("log p(x)", "latents are active", "amortisation"):
         assert part in str(view)
+
+
+def test_the_learning_curve_is_per_row_that_was_trained_on():
+    """A fifth of the rows is held out, and no part of the losses."""
+    fitted = ll.trained(TRUTH, X, shift=0.2)
+    assert latent_view(fitted, num_samples=200, gaps=0).num_trained == 30
+    held_out = replace(fitted, state={**fitted.state, "training": {"rows": 24}})
+    assert latent_view(held_out, num_samples=200, gaps=0).num_trained == 24
 
 
 def test_report_has_the_view(view, tmp_path):

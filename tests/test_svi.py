@@ -209,6 +209,8 @@ def test_status_of_a_run_that_was_cut_short():
     result = fit(line, LINE, SVI(guide=hand_guide, num_steps=100, **SMALL), seed=1)
     assert result.status.kind == "budget_spent"
     assert "still improving" in result.status.message
+    few = fit(line, LINE, SVI(guide=hand_guide, num_steps=5, **SMALL), seed=1)
+    assert "Ran 5 steps, too few to see" in few.status.message
 
 
 def natural_units(y):

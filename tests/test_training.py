@@ -176,6 +176,21 @@ def test_schedules_move_by_step_or_by_epoch():
     assert train(network(), images(), lr_schedule=plateau, lr_schedule_by="epoch", validation=0.1).status
 
 
+def test_rates_fall_along_a_cosine_whatever_the_number_of_steps_is_given_by():
+    by_epochs = train(network(), images(), num_epochs=3, lr_schedule="cosine")
+    halves = partial(
+        torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: np.cos(np.pi * step / 24) ** 2
+    )  # 12 steps, by the half-angle formula
+    assert_equal_params(by_epochs, train(network(), images(), num_epochs=3, lr_schedule=halves), atol=1e-6)
+    assert_equal_params(by_epochs, train(network(), images(), num_steps=12, lr_schedule="cosine"))
+    with pytest.raises(AssertionError):
+        assert_equal_params(by_epochs, train(network(), images(), num_epochs=3), atol=1e-6)
+    with pytest.raises(InputError, match="lr_schedule: expected 'cosine'"):
+        SVI(num_steps=10, lr_schedule="linear")
+    with pytest.raises(InputError, match="lr_schedule: expected 'cosine', by step"):
+        SVI(num_epochs=1, batch_size=5, lr_schedule="cosine", lr_schedule_by="epoch")
+
+
 def test_annealing_changes_the_loss_and_not_the_bound_on_held_out_rows():
     vae, weights = network(), []
 

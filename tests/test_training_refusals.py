@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from inference import SVI, InputError, fit
+from inference.errors import one_line
 from inference.svi_draws import affordable
 from tests.training_models import FEW, Rootless, X, images, network, regression, train
 
@@ -28,6 +29,37 @@ def test_a_loss_that_is_not_finite_names_layer_step_and_checkpoint(tmp_path):
     assert "checkpoint" not in train(vae, data, lr_schedule=exploding(vae, 6)).status.message
     with pytest.raises(InputError, match=r"not finite at step 1 \(epoch 1\): parameter 'decoder.2.bias'.*nan"):
         train(network(Rootless), data)
+
+
+def test_a_huge_rate_is_told_in_a_sentence(tmp_path):
+    """Adam's first step moves every weight by the rate: the second loss overflows."""
+    message = train(network(), images(), lr=1e30, checkpoint=tmp_path, checkpoint_every=1).status.message
+    assert "Diverged at step 2 (epoch 1): the output of the layer with parameter" in message
+    assert str(tmp_path / "step-00000001.pt") in message
+    assert len(message) < 500
+
+
+def test_long_messages_keep_their_beginning_and_their_end():
+    tensor = torch.zeros(60, 60)
+    said = one_line(ValueError(f"Expected a value within the support,\nbut found {tensor} in the site x"))
+    assert said.startswith("Expected a value within the support, but found tensor([[0.")
+    assert said.endswith("in the site x")
+    assert " ... " in said
+    assert len(said) <= 400
+    assert one_line(ValueError("short \n enough")) == "short enough"
+    assert one_line(ValueError("a" * 400)) == "a" * 400
+
+
+def test_torch_does_not_fill_the_screen_with_tensors():
+    def normal(*, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(probs=z + x.new_full((len(x),), 7.0)), obs=x)
+
+    with pytest.raises(InputError, match="probs") as caught:
+        fit(normal, {"x": torch.ones(500)}, SVI(num_steps=5, **FEW))
+    assert len(str(caught.value)) < 700
+    assert "\n" not in str(caught.value)
 
 
 def whole_plate(*, x, num):
