@@ -174,6 +174,7 @@ def test_gradients_have_the_mean_of_the_plain_ones(model):
     total = steps(RenyiELBO(alpha=0, num_particles=3), *problem)[1]
     dreg = steps("iw", *problem, num_particles=3, seed=1)[1]
     assert np.abs(z_scores(total, dreg)).max() < Z
+    assert np.abs(z_scores(steps("iwae", *problem, num_particles=3, seed=2)[1], dreg)).max() < Z
     assert np.abs(z_scores(stl, dreg)).max() > Z  # control: another objective
     assert np.abs(z_scores(dreg, steps("tail_adaptive", *problem, num_particles=3)[1])).max() > Z
 
