@@ -49,13 +49,13 @@ def bench_of(arguments: argparse.Namespace) -> tuple[Bench, str]:
     return bench, f"{machine.described(pythons)} {repeats}. Absent: {', '.join(absent) or 'none'}."
 
 
-def publish(name: str, parts: Iterable[str], out: Path | None) -> None:
-    """Print the parts of a page with the command that made it; put them into a document, too."""
+def publish(name: str, parts: Iterable[str], out: Path | None, *, mark: str = "") -> None:
+    """Print the parts of a page with the command that made it; put them into a document, too, between marks."""
     command = " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]])
     text = "\n\n".join([f"`{command}`", *parts])
     print(text)
     if out:
-        out.write_text(with_section(out.read_text() if out.exists() else "", name, text))
+        out.write_text(with_section(out.read_text() if out.exists() else "", mark or name, text))
 
 
 def with_section(document: str, name: str, text: str) -> str:

@@ -22,6 +22,7 @@ from inference.guides import samples_discrete
 from inference.likelihood_free import make_energy, make_mmd
 from inference.objectives import (
     ImportanceWeighted,
+    PlainImportanceWeighted,
     ReweightedWakeSleep,
     StickingTheLanding,
     TailAdaptive,
@@ -83,6 +84,7 @@ ELBOS: dict[str, Objective] = {
     "trace_graph": Objective(from_pyro(TraceGraph_ELBO)),
     "stl": Objective(_weighted(StickingTheLanding), sums_out=True, pathwise=True),
     "iw": Objective(_weighted(ImportanceWeighted), min_particles=2, sums_out=True, pathwise=True),
+    "iwae": Objective(_weighted(PlainImportanceWeighted), min_particles=2, sums_out=True, pathwise=True),
     "renyi": Objective(from_pyro(RenyiELBO), min_particles=2),
     "tail_adaptive": Objective(_weighted(TailAdaptive), min_particles=2, sums_out=True, pathwise=True),
     "tmc": Objective(

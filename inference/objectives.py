@@ -32,9 +32,10 @@ class Particle:
     log_weight
         log p(x, z) - log q(z), differentiable through the draw.
     score
-        log q at the fixed draw: its gradient is the guide's score.
+        log q at the fixed draw: its gradient is the guide's score. Zero where that is not taken apart.
     log_joint
-        log p at the fixed draw, for the gradient of the model's own parameters; None where it has none.
+        log p at the fixed draw, for the gradient of the model's own parameters; None where it has none, or where its
+        gradient is not taken apart.
     scale
         How often each element counts, where those plates are subsampled.
     """
@@ -62,6 +63,8 @@ class WeightedObjective(ELBO):
 
     # Whether the particles' weights stand inside a logarithm, so that a subsampled log weight is no estimate.
     nonlinear = True
+    # Whether the three parts of a particle's gradient have coefficients of their own; else one run gives them together.
+    separates = True
 
     def __init__(
         self,
@@ -132,12 +135,14 @@ class WeightedObjective(ELBO):
         nodes = [n for n in chain(model_trace.nodes.values(), guide_trace.nodes.values()) if n["type"] == "sample"]
         dims = get_dependent_plate_dims(nodes)
         frames = frozenset.intersection(*(frozenset(node["cond_indep_stack"]) for node in nodes))
-        log_joint = None
+        log_weight, score, log_joint = _summed(model_trace, dims) - _summed(guide_trace, dims), None, None
+        if self.separates:
+            score = _log_prob(poutine.replay(guide, trace=fixed_values(seen_guide.trace)), args, kwargs, dims)
         if self._wants_model(model_trace):
             log_joint = _log_prob(poutine.replay(model, trace=fixed_values(seen_model.trace)), args, kwargs, dims)
         return Particle(
-            log_weight=_summed(model_trace, dims) - _summed(guide_trace, dims),
-            score=_log_prob(poutine.replay(guide, trace=fixed_values(seen_guide.trace)), args, kwargs, dims),
+            log_weight=log_weight,
+            score=torch.zeros_like(log_weight) if score is None else score,
             log_joint=log_joint,
             scale=math.prod(frame.full_size / frame.size for frame in frames if frame.vectorized and frame.full_size),
         )
@@ -149,6 +154,8 @@ class WeightedObjective(ELBO):
         inner = TraceEnum_ELBO(max_plate_nesting=self.max_plate_nesting, strict_enumeration_warning=False)
         with poutine.trace(param_only=True) as capture:
             log_weight = -inner.differentiable_loss(model, seen, *args, **kwargs)
+        if not self.separates:
+            return Particle(log_weight, torch.zeros_like(log_weight), None, 1.0)
         again = poutine.replay(guide, trace=fixed_values(seen.trace))
         score = _log_prob(again, args, kwargs, None)
         log_joint = None
@@ -157,7 +164,7 @@ class WeightedObjective(ELBO):
         return Particle(log_weight, score, log_joint, 1.0)
 
     def _wants_model(self, trace: poutine.Trace) -> bool:
-        return self.nonlinear and any(node["type"] == "param" for node in trace.nodes.values())
+        return self.nonlinear and self.separates and any(node["type"] == "param" for node in trace.nodes.values())
 
 
 class SameObservations(Messenger):
@@ -206,6 +213,21 @@ class ImportanceWeighted(WeightedObjective):
         """See `WeightedObjective.shares`."""
         v = log_weights.softmax(0)
         return v**2, torch.zeros_like(v), v
+
+
+class PlainImportanceWeighted(WeightedObjective):
+    """The importance-weighted bound by its plain gradient (Burda, Grosse & Salakhutdinov 2016, equation 14).
+
+    Every draw's log weight counts with its normalised weight, the guide's score included. Its signal fades as draws
+    are added (Rainforth et al. 2018), but it needs the model once a draw where `ImportanceWeighted` needs it twice.
+    """
+
+    separates = False
+
+    def shares(self, log_weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `WeightedObjective.shares`."""
+        v = log_weights.softmax(0)
+        return v, torch.zeros_like(v), v
 
 
 class TailAdaptive(WeightedObjective):

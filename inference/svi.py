@@ -67,6 +67,7 @@ class SVI:
         - ``trace``, ``trace_mean_field``, ``trace_enum``, ``trace_graph``: the ELBO, by Pyro's estimators.
         - ``stl``: the ELBO by the pathwise gradient alone, without noise at the optimum (Roeder et al. 2017).
         - ``iw``: the importance-weighted bound with doubly reparameterised gradients (Tucker et al. 2019).
+        - ``iwae``: the same bound by its plain gradient (Burda et al. 2016), at half the price of a draw.
         - ``renyi``: the same bound by Pyro's estimator; ``tmc``: tensor Monte Carlo (Aitchison 2019).
         - ``tail_adaptive``: a divergence that covers mass (Wang et al. 2018).
         - ``rws``: reweighted wake-sleep (Bornschein & Bengio 2015), also for guides of discrete sites.

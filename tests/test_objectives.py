@@ -141,7 +141,7 @@ def test_pathwise_gradients_vanish_at_the_posterior(case):
 
 
 def test_every_bound_is_tight_at_the_posterior():
-    for elbo in ("trace", "stl", "iw", "tail_adaptive", "tmc", "rws"):
+    for elbo in ("trace", "stl", "iw", "iwae", "tail_adaptive", "tmc", "rws"):
         losses, _ = steps(elbo, conjugate, ONE, partial(normal_guide, **EXACT), 3, num_particles=3)
         np.testing.assert_allclose(-losses, LOG_EVIDENCE, rtol=1e-10)
 
@@ -150,7 +150,7 @@ def test_every_bound_is_tight_at_the_posterior():
 def test_bounds_agree_with_quadrature_and_are_ordered(scale):
     guide = partial(normal_guide, loc=-0.3, scale=scale)
     exact = {1: exact_bound(-0.3, scale, 1), 2: exact_bound(-0.3, scale, 2)}
-    for elbo, num in (("stl", 1), ("iw", 2), ("rws", 2), ("tail_adaptive", 2), ("tmc", 2)):
+    for elbo, num in (("stl", 1), ("iw", 2), ("iwae", 2), ("rws", 2), ("tail_adaptive", 2), ("tmc", 2)):
         losses, _ = steps(elbo, conjugate, ONE, guide, 3000, num_particles=num)
         assert abs(z_scores(-losses, exact[num])) < Z, elbo
         assert abs(z_scores(-losses, exact[3 - num])) > Z, elbo  # control
@@ -174,6 +174,7 @@ def test_gradients_have_the_mean_of_the_plain_ones(model):
     total = steps(RenyiELBO(alpha=0, num_particles=3), *problem)[1]
     dreg = steps("iw", *problem, num_particles=3, seed=1)[1]
     assert np.abs(z_scores(total, dreg)).max() < Z
+    assert np.abs(z_scores(steps("iwae", *problem, num_particles=3, seed=2)[1], dreg)).max() < Z
     assert np.abs(z_scores(stl, dreg)).max() > Z  # control: another objective
     assert np.abs(z_scores(dreg, steps("tail_adaptive", *problem, num_particles=3)[1])).max() > Z
 

@@ -28,7 +28,8 @@ def assert_same_gradients(one, other):
 
 @pytest.mark.parametrize("eager", [True, False])
 @pytest.mark.parametrize(
-    ("elbo", "draws"), [("trace", 1), ("trace_mean_field", 1), ("stl", 1), ("iw", DRAWS), ("tail_adaptive", DRAWS)]
+    ("elbo", "draws"),
+    [("trace", 1), ("trace_mean_field", 1), ("stl", 1), ("iw", DRAWS), ("iwae", DRAWS), ("tail_adaptive", DRAWS)],
 )
 def test_the_batches_of_an_epoch_average_to_all_rows(elbo, draws, eager):
     options = {"elbo": elbo, "num_particles": draws, "eager": eager}
@@ -127,6 +128,34 @@ def test_importance_weights_are_those_of_each_row():
     assert found == pytest.approx(-iw.sum())
     # one weight for all rows would be a bound far below, near the ELBO of the best draw
     assert iw.sum() > max(joint, elbo.sum()) + 5
+
+
+def bound_and_gradients(data, draws):
+    """The importance-weighted bound of all rows in plain torch, at the fixed noise, and its gradients by autograd."""
+    x, noise = (torch.as_tensor(data[name]) for name in ("x", "noise"))
+    with isolated(0, dtype=torch.float64):
+        w, s = (p.detach().requires_grad_() for p in VAE.parameters())
+    a = torch.full((VAE.columns, VAE.latents), 0.1, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([0.8, 0.5], dtype=torch.float64, requires_grad=True)
+    z = (x @ a)[:, None] + scale * noise[:, :draws]
+    normal = torch.distributions.Normal
+    log_weights = normal(0.0, 1.0).log_prob(z).sum(-1) + normal(z @ w.T, s).log_prob(x[:, None]).sum(-1)
+    log_weights = log_weights - normal((x @ a)[:, None], scale).log_prob(z).sum(-1)
+    loss = -(log_weights.logsumexp(1) - np.log(draws)).sum()
+    loss.backward()
+    # the store has logs of positive parameters
+    return loss.item(), {"w": w.grad, "s": s.grad * s.detach(), "a": a.grad, "scale": scale.grad * scale.detach()}
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_the_plain_gradient_is_the_derivative_of_the_bound_draw_by_draw(eager):
+    data = with_noise()
+    options = {"size": 5, "num_particles": DRAWS, "eager": eager}
+    found = averaged(gradients(VAE.model, VAE.guide, data, elbo="iwae", **options))
+    expected = bound_and_gradients(data, DRAWS)
+    assert_same_gradients(found, expected)
+    with pytest.raises(AssertionError):  # the other estimator of the same gradient is equal on average only
+        assert_same_gradients(averaged(gradients(VAE.model, VAE.guide, data, elbo="iw", **options)), expected)
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
