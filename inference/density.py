@@ -331,7 +331,7 @@ class Density:
     def _verify(self, graph: Callable, kept: bool) -> None:  # noqa: FBT001 - the second of two, of a callback
         """Compare a graph, one point and many at a time, with eager Pyro."""
         tolerance = (KEPT_TOLERANCE if kept else VERIFY_TOLERANCE)[self.dtype]
-        dear = python_seconds(graph) > DEAR_SECONDS  # `is_dear`, once this graph is taken
+        dear = isinstance(graph, GraphModule) and python_seconds(graph) > DEAR_SECONDS  # `is_dear`, once it is taken
         self._num_checks = DEAR_POINTS if dear else VERIFY_POINTS
         points = self._workable[0]
         one, many = (slice(1), slice(-1, None)) if dear else (slice(None), slice(None))
