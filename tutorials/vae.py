@@ -47,6 +47,7 @@ digits = images.digits().binarised()
 train, test = digits.train.flatten(1), digits.test.flatten(1)  # (pictures, 64 pixels), zeros and ones
 which, test_which = digits.train_labels.int().numpy(), digits.test_labels.int().numpy()
 ten = {"": [train[np.flatnonzero(which == digit)[0]].numpy() for digit in range(10)]}
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 picture_grid(ten, (8, 8)).savefig(out / "vae_digits.png", dpi=120)
 
 # %% [markdown]
@@ -227,8 +228,9 @@ figure.savefig(out / "vae_latents.png", dpi=120)
 print(f"planes between the digits, drawn in the space of z: {accuracy:.0%} of the test pictures on the right side")
 
 # %% [markdown]
-# *Reconstructions* show what z keeps of a picture, *traversals* what a single number does: one picture in each row, one
-# of its z moved from -3 to 3, all others held. *Samples* from the prior are the story told forwards.
+# *Reconstructions* show what z keeps of a picture. *Traversals* show what a single number does: each row moves one of
+# the eight from -3 to 3 and holds the others where the first test picture has them. *Samples* from the prior are the
+# story told forwards.
 
 # %%
 figures["reconstructions"].savefig(out / "vae_reconstructions.png", dpi=120)
