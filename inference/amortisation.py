@@ -124,8 +124,8 @@ class Amortisation:
         family = "independent normals" if self.family == "mean_field" else "a Gaussian"
         return (
             f"Taking {family} for the posterior loses {approximation:z.2f} +- {a_se:.2f} nats per row (approximation "
-            f"gap); one network for all rows in place of the best for each loses {amortisation:z.2f} +- {b_se:.2f} more "
-            "(amortisation gap)."
+            f"gap); one network for all rows in place of the best for each loses {amortisation:z.2f} +- {b_se:.2f} "
+            "more (amortisation gap)."
         )
 
     def __str__(self) -> str:
