@@ -123,19 +123,19 @@ class Amortisation:
         (approximation, a_se), (amortisation, b_se) = self.mean("approximation_gap"), self.mean("amortisation_gap")
         family = "independent normals" if self.family == "mean_field" else "a Gaussian"
         return (
-            f"Taking {family} for the posterior loses {approximation:.2f} +- {a_se:.2f} nats per row (approximation "
-            f"gap); one network for all rows in place of the best for each loses {amortisation:.2f} +- {b_se:.2f} more "
-            "(amortisation gap)."
+            f"Taking {family} for the posterior loses {approximation:z.2f} +- {a_se:.2f} nats per row (approximation "
+            f"gap); one network for all rows in place of the best for each loses {amortisation:z.2f} +- {b_se:.2f} "
+            "more (amortisation gap)."
         )
 
     def __str__(self) -> str:
-        lines = []
+        lines = []  # "z" in the formats of gaps: a zero has no sign
         for row, values in self.table.iterrows():
-            cells = [f"{values[name]:.2f} +- {values[f'{name}_se']:.2f}" for name in HEADINGS]
+            cells = [f"{values[name]:z.2f} +- {values[f'{name}_se']:.2f}" for name in HEADINGS]
             ratios = f"{values['sd_ratio_low']:.2f} to {values['sd_ratio_high']:.2f}"
             lines.append([str(row), *cells, f"{values['mean_error']:.2f}", ratios])
         if len(lines) > 1:
-            lines.append(["mean", *("{:.2f} +- {:.2f}".format(*self.mean(name)) for name in HEADINGS), "", ""])
+            lines.append(["mean", *("{:z.2f} +- {:.2f}".format(*self.mean(name)) for name in HEADINGS), "", ""])
         table = format_table(["row", *HEADINGS.values(), "mean error (sd)", "sd ratios"], lines)
         paragraphs = [self.summary, *(f"Note: {remark}" for remark in self.remarks)]
         return "\n".join([table, *(line for text in paragraphs for line in wrap(text))])

@@ -75,7 +75,9 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    if has_networks(_known_models().get(arguments.model)):
+    model = _known_models().get(arguments.model)
+    # Where a decoder may be given, as in probabilistic PCA, latents alone are left, for any engine.
+    if has_networks(model) and not (arguments.engines and model.exact):
         return _compare_rows(arguments)
     engines = parse_engines(arguments.engines or ENGINES, **_settings(arguments))
     reference = reference_of(engines, arguments.reference)

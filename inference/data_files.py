@@ -86,11 +86,21 @@ def read_data(
     )
 
 
-def parse_setting(text: str, *, words: Iterable[str] = ()) -> tuple[str, int | float | bool | str]:
-    """Read ``key=value`` with a whole number, a number, ``true``, ``false``, or, for the keys in ``words``, a word."""
+Setting = int | float | bool | str
+
+
+def parse_setting(
+    text: str, *, words: Iterable[str] = (), several: Iterable[str] = ()
+) -> tuple[str, Setting | tuple[Setting, ...]]:
+    """Read ``key=value`` with a whole number, a number, ``true``, ``false``.
+
+    For the keys in ``words`` the value may be a word; for those in ``several`` it is a tuple, ``hidden=200,100``.
+    """
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key.isidentifier():
         raise InputError(f"--set '{text}': expected key=value, for example K=3")
+    if key in several:
+        return key, tuple(parse_setting(f"{key}={part}")[1] for part in value.split(",") if part.strip())
     if value.lower() in ("true", "false"):
         return key, value.lower() == "true"
     for kind in (int, float):

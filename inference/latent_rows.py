@@ -311,7 +311,9 @@ def latent_rows(fit: Fit, data: Mapping[str, Any] | None = None, *, seed: int = 
     """
     guide = fit.state.get("guide")
     if guide is None:
-        raise InputError("fit: has no trained guide; expected a fit by SVI(guide=...), loaded with load_fit(path, model, guide=...) if saved.")
+        raise InputError(
+            "fit: has no trained guide; expected a fit by SVI(guide=...), or load_fit(path, model, guide=...)."
+        )
     with fit.restored() as own:
         sites = own if data is None else read_new(fit, own, data)
         pyro.set_rng_seed(seed)

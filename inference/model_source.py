@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from inference.errors import InputError
-from inference.validate import model_function
+from inference.validate import model_function, tuple_settings
 
 # Pyro appends a table of every site's shapes to its messages; the first part says what is wrong.
 PYRO_SHAPE_TABLE = "Trace Shapes:"
@@ -52,6 +52,10 @@ class ModelSource:
         function = model_function(self.model)
         parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
         return {p.name for p in parameters if isinstance(p.default, str)}
+
+    def several(self) -> set[str]:
+        """Give the arguments that take several values: those whose default is a tuple."""
+        return tuple_settings(model_function(self.model))
 
     def place(self, error: BaseException | None) -> str | None:
         """Say where in the model's own file an exception arose, as ``file.py, line 12``, if it did."""

@@ -77,7 +77,7 @@ def read_request(model: str, data: Path | None, settings: Sequence[str], *, know
         The model or the file cannot be found or read, or there are no data.
     """
     source = find_model(model, known=known)
-    given = dict(parse_setting(text, words=source.words()) for text in settings)
+    given = dict(parse_setting(text, words=source.words(), several=source.several()) for text in settings)
     takes = source.takes()
     if data is not None:
         content = read_data(data, takes=takes, given=given, table=getattr(source.model, "table", None))

@@ -52,7 +52,10 @@ def prepare_data(
     if not isinstance(data, Mapping):
         raise InputError(f"data: expected one mapping from argument names to values, got {type(data).__name__}.")
     check_names(function, data)
-    settings = _tuple_settings(function)
+    settings = tuple_settings(function)
+    for name in settings:
+        if isinstance(data.get(name), Number):
+            raise InputError(f"{label}['{name}']: expected a tuple, such as ({data[name]},), got {data[name]!r}.")
     prepared = {
         name: tuple(value)
         if name in settings and isinstance(value, list | tuple)
@@ -90,7 +93,7 @@ def check_names(function: Callable[..., Any], data: Mapping[str, Any]) -> None:
         raise InputError(f"data: the model needs {', '.join(missing)}; it takes {listing}, and was given {given}.")
 
 
-def _tuple_settings(function: Callable[..., Any]) -> set[str]:
+def tuple_settings(function: Callable[..., Any]) -> set[str]:
     """Name the arguments whose default is a tuple."""
     target = function.forward if isinstance(function, torch.nn.Module) else function
     return {p.name for p in inspect.signature(target).parameters.values() if isinstance(p.default, tuple)}

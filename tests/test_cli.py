@@ -343,6 +343,9 @@ def test_settings_are_numbers_and_truth_values():
     assert parse_setting("K=3") == ("K", 3)
     assert parse_setting("scale = 0.5") == ("scale", 0.5)
     assert parse_setting("flag=True") == ("flag", True)
+    assert parse_setting("hidden=200, 100", several={"hidden"}) == ("hidden", (200, 100))
+    assert parse_setting("hidden=20", several={"hidden"}) == ("hidden", (20,))
+    assert parse_setting("hidden=", several={"hidden"}) == ("hidden", ())
     assert isinstance(parse_setting("K=3")[1], int)
     assert isinstance(parse_setting("K=3.0")[1], float)
 

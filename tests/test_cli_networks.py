@@ -10,7 +10,7 @@ from inference.cli import main
 from inference.trained import rows_of, train
 from ppl_models import MODELS
 
-QUICK = ["--set", "num_latents=2", "--num-epochs", "3", "--no-progress"]
+QUICK = ["--set", "num_latents=2", "--set", "hidden=20", "--num-epochs", "3", "--no-progress"]
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,16 @@ def test_compare_in_words(pictures, capsys):
         assert part in printed
 
 
+def test_one_width_is_no_tuple():
+    with pytest.raises(InputError, match=r"data\['hidden'\]: expected a tuple, such as \(20,\), got 20"):
+        train(MODELS["vae"], {"x": np.ones((4, 4, 4)), "hidden": 20}, seed=0)
+
+
 def test_more_training_scores_better(pictures, capsys):
     """Control: what is scored is what was trained."""
     scores = []
     for epochs in ("1", "200"):
-        main(["compare", "vae", "--data", str(pictures), *QUICK[:2], "--num-epochs", epochs, "--json"])
+        main(["compare", "vae", "--data", str(pictures), *QUICK[:4], "--num-epochs", epochs, "--json"])
         scores.append(json.loads(capsys.readouterr().out)["likelihood"]["log_p"])
     assert scores[1] > scores[0] + 0.5
 
@@ -84,6 +89,8 @@ def test_fit_trains_and_saves_what_check_judges(pictures, tmp_path, capsys):
         (["fit", "vae", "--engine", "svi", "--num-epochs", "3"], "--num-epochs: is for models with networks"),
         (["compare", "vae", "--num-epochs", "0"], "expected a whole number from 1"),
         (["compare", "vae", "--set", "hiden=3"], "Did you mean 'hidden'"),
+        (["compare", "vae", "--set", "hidden=20,x"], "--set 'hidden=x': expected a number"),
+        (["compare", "vae", "--set", "hidden=20,0"], "hidden: expected widths from 1, got (0, 20)"),
         (["compare", "vae", "--set", "network=deep"], "network: expected one of dense, convolutional"),
     ],
 )
@@ -92,8 +99,6 @@ def test_what_does_not_go_with_networks_is_refused(argv, says, capsys):
     complaint = capsys.readouterr().err.strip()
     assert says in complaint
     assert "\n" not in complaint
-
-
 
 
 @pytest.mark.parametrize(
@@ -136,3 +141,18 @@ def test_models_with_networks_train_and_score_their_own_rows(model):
     same = (rows.test["x"][:, None].flatten(2) == rows.train["x"][None].flatten(2)).all(-1)
     assert same.any(1).double().mean() < 0.1  # what is scored was not trained on; small digits can be alike
 
+
+def test_a_given_decoder_leaves_latents_for_any_engine_and_none_is_learnt(tmp_path, capsys):
+    """Probabilistic PCA, whose own data have the loadings; those of other data are trained."""
+    quick = ["--engines", "svi,nuts", "--num-warmup", "20", "--num-samples", "20", "--num-chains", "2", "--json"]
+    assert main(["compare", "probabilistic_pca", *quick]) in (0, 1)
+    assert set(json.loads(capsys.readouterr().out)["verdicts"]) == {"svi"}
+    x = np.random.default_rng(0).normal(size=(40, 3)) @ np.random.default_rng(1).normal(size=(3, 3))
+    np.savetxt(tmp_path / "table.csv", x, delimiter=",", header="a,b,c", comments="")
+    data = ["--data", str(tmp_path / "table.csv")]
+    assert main(["compare", "probabilistic_pca", *data, *quick]) == 2
+    assert "has no prior" in capsys.readouterr().err
+    assert main(["compare", "probabilistic_pca", *data, "--set", "num_latents=1", "--num-epochs", "200"]) == 0
+    printed = capsys.readouterr().out
+    assert "encoder: TRUST" in printed
+    assert "nan" not in printed

@@ -12,9 +12,9 @@
 # # Pictures from a few hidden numbers
 #
 # A variational autoencoder (Kingma & Welling 2014; Rezende, Mohamed & Wierstra 2014) is a story about how pictures come
-# to be: *draw a few numbers z, and let a network turn them into a picture x*. This tutorial writes the story down, trains
-# it, scores it on pictures that it has not seen, looks at what the hidden numbers have come to mean, fills in missing
-# pixels, and asks how far the quick posterior that a network guesses is from the exact one.
+# to be: *draw a few numbers z, and let a network turn them into a picture x*. This tutorial writes the story down,
+# trains it, scores it on pictures that it has not seen, looks at what the hidden numbers have come to mean, fills in
+# missing pixels, and asks how far the quick posterior that a network guesses is from the exact one.
 #
 # **The data.** 1797 handwritten digits of 8 x 8 pixels, which come with scikit-learn (Alpaydin & Kaynak 1998), cut to
 # black and white. The first 1500 train, the last 297, by other writers, test. **The question.** How probable is a new
@@ -47,6 +47,7 @@ digits = images.digits().binarised()
 train, test = digits.train.flatten(1), digits.test.flatten(1)  # (pictures, 64 pixels), zeros and ones
 which, test_which = digits.train_labels.int().numpy(), digits.test_labels.int().numpy()
 ten = {"": [train[np.flatnonzero(which == digit)[0]].numpy() for digit in range(10)]}
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 picture_grid(ten, (8, 8)).savefig(out / "vae_digits.png", dpi=120)
 
 # %% [markdown]
@@ -59,7 +60,7 @@ picture_grid(ten, (8, 8)).savefig(out / "vae_digits.png", dpi=120)
 
 # %%
 def of_pixels(x, ink):
-    """Log probability of pictures (N, 64) under probabilities of ink (K, 64), every picture under each: (N, K)."""
+    """Log probability of pictures (N, 64) under probabilities of ink (K, 64), each under each: (N, K)."""
     return x @ np.log(ink).T + (1 - x) @ np.log1p(-ink).T
 
 
@@ -176,10 +177,10 @@ print(view.likelihood)
 # The learning curve shows two bounds. On the pictures it is trained on the bound rises on and on; on the held-out ones
 # it levels off. The space between them is what the networks have learnt by heart: 1500 pictures are few.
 #
-# The ELBO is a *lower* bound, so it undersells the model. `log_marginal` comes closer by importance sampling: draw z from
-# the encoder a thousand times and average p(x, z) / q(z | x). Its average is p(x), whatever the encoder; its *error*
-# does depend on the encoder. The `+-` is that Monte Carlo error, and `khat` judges whether it can be believed: where a few
-# draws carry all the weight (k-hat above 0.7 or so), the estimate of that picture is likely too low.
+# The ELBO is a *lower* bound, so it undersells the model. `log_marginal` comes closer by importance sampling: draw z
+# from the encoder a thousand times and average p(x, z) / q(z | x). Its average is p(x), whatever the encoder; its
+# *error* does depend on the encoder. The `+-` is that Monte Carlo error, and `khat` judges whether it can be believed:
+# where a few draws carry all the weight (k-hat above 0.7 or so), the estimate of that picture is likely too low.
 #
 # First, let us make sure that nothing is hidden here, and compute reconstruction and KL by hand from the trained
 # networks.
@@ -227,8 +228,9 @@ figure.savefig(out / "vae_latents.png", dpi=120)
 print(f"planes between the digits, drawn in the space of z: {accuracy:.0%} of the test pictures on the right side")
 
 # %% [markdown]
-# *Reconstructions* show what z keeps of a picture, *traversals* what a single number does: one picture in each row, one
-# of its z moved from -3 to 3, all others held. *Samples* from the prior are the story told forwards.
+# *Reconstructions* show what z keeps of a picture. *Traversals* show what a single number does: each row moves one of
+# the eight from -3 to 3 and holds the others where the first test picture has them. *Samples* from the prior are the
+# story told forwards.
 
 # %%
 figures["reconstructions"].savefig(out / "vae_reconstructions.png", dpi=120)
@@ -240,7 +242,8 @@ print(view.usage)
 # %% [markdown]
 # A latent is *active* if its posterior mean differs from picture to picture. Here all eight are. Where the price of
 # saying something is too high, a latent falls silent: its posterior is the prior, whatever the picture. This is
-# *posterior collapse*. We can have it on purpose, by making the KL count three times (a *beta-VAE*, Higgins et al. 2017).
+# *posterior collapse*. We can have it on purpose, by making the KL count three times (a *beta-VAE*, Higgins et al.
+# 2017).
 
 # %%
 silent = fit(vae.model, {"x": train}, SVI(guide=vae.guide, num_epochs=15, kl_weight=3.0, **recipe), seed=1)
@@ -253,8 +256,8 @@ print(collapsed.to_frame().round(3))
 #
 # With the decoder held as it is, p(z | x) of a single picture is an ordinary posterior in eight dimensions, and NUTS
 # samples it in a moment. So what the ELBO loses for this picture can be measured, and split in two (Cremer, Li &
-# Duvenaud 2018): the *approximation gap*, since independent normals cannot have the shape of the posterior, even the best
-# of them; and the *amortisation gap*, since one network for all pictures does not give each its best normals.
+# Duvenaud 2018): the *approximation gap*, since independent normals cannot have the shape of the posterior, even the
+# best of them; and the *amortisation gap*, since one network for all pictures does not give each its best normals.
 
 # %%
 print(view.gaps)
@@ -272,10 +275,10 @@ print("\nThe encoder's posteriors:", verdict.kind)
 # ## 7. Missing pixels
 #
 # A generative model can be asked about parts. If pixels are missing, z follows from those that are there, and the
-# missing ones from z. The ready-made `MODELS["vae"]` does this with `missing=True`: NaN marks a missing pixel, which
-# is left out of the density, and the encoder is told which ones it does not see. To learn that it must have seen
-# pictures with gaps: each training picture loses between none and three quarters of its pixels. Then we hide the
-# lower half of the test pictures.
+# missing ones from z. The ready-made `MODELS["vae"]` does this with `missing=True`: NaN marks a missing pixel, which is
+# left out of the density, and the encoder is told which ones it does not see. To learn that it must have seen pictures
+# with gaps: each training picture loses between none and three quarters of its pixels. Then we hide the lower half of
+# the test pictures.
 
 # %%
 rng = np.random.default_rng(0)
@@ -318,9 +321,9 @@ imputation_figure(by_nuts, halved.numpy()).savefig(out / "vae_missing.png", dpi=
 # ## 8. The ruler: a linear decoder
 #
 # How would we know if these measurements were wrong? Take a decoder that is linear, with normal noise. This is
-# *probabilistic PCA* (Tipping & Bishop 1999), and everything is known: the best decoder by an eigenvalue
-# decomposition, the posterior (a normal, so that the approximation gap is zero), the evidence. A linear encoder contains the
-# exact posterior (so that the amortisation gap is zero, too). Train it as above, and see whether what must be zero is.
+# *probabilistic PCA* (Tipping & Bishop 1999), and everything is known: the best decoder by an eigenvalue decomposition,
+# the posterior (a normal, so that the approximation gap is zero), the evidence. A linear encoder contains the exact
+# posterior (so that the amortisation gap is zero, too). Train it as above, and see whether what must be zero is.
 
 # %%
 pca = MODELS["probabilistic_pca"]
