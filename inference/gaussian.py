@@ -59,6 +59,11 @@ class Gaussian:
         centred = points - self.loc
         return solve_triangular(self.scale, centred.T, lower=True).T if self.full_rank else centred / self.scale
 
+    def mean_field(self) -> "Gaussian":
+        """Give the best mean field for a full covariance: with the same mean and diagonal of the precision."""
+        factor = np.linalg.inv(self.scale)
+        return Gaussian(self.loc, 1.0 / np.sqrt((factor**2).sum(axis=0)))
+
     @property
     def log_det(self) -> float:
         """Log determinant of the scale."""

@@ -162,7 +162,8 @@ class Ladder:
     def starts(self) -> list[Gaussian]:
         """Give a Gaussian to start from for each mode that counts; the heaviest first."""
         if self.modes and self.dear:
-            return [mode.laplace for mode in self.modes]
+            found = [mode.laplace for mode in self.modes]
+            return found if self.full_rank else [q.mean_field() for q in found]
         if self.modes:
             return [self._above(mode) for mode in self.modes]
         z = self._draws(FIRST_DRAWS)

@@ -49,8 +49,8 @@ ARRIVED = 0.5  # nats: half of the dip that parts two modes, so that what is as 
 # Where a gradient is dear, a climb that has come no nearer than so many nats for each dimension to the height of a
 # known mode is not followed to its end: to outweigh that a mode would have to be exp(10) times as wide in all of them.
 LOW = 10.0
-# Dimensions of Laplace's Gaussian there: it takes two gradients for each.
-MAX_DEAR = 1000
+# Dimensions of Laplace's Gaussian there: it takes two gradients for each. It is moved by at most so many local sds.
+MAX_DEAR, STEP = 1000, 1.0
 # Entries of a gradient are cut to this size, whose square is a number: at the edge of a support they can be larger.
 STEEPEST = 1e150
 # Two points belong to one mode unless the log density dips by more than this many nats on the line between them: less
@@ -182,6 +182,11 @@ def mode_at(density: Density, point: np.ndarray) -> Mode | None:
         return None
     value, gradient = density.value_and_grad(point)
     scaled = gradient @ q.scale if q.full_rank else gradient * q.scale
+    if density.is_dear and q.full_rank and np.linalg.norm(scaled) < STEP:
+        # The climb did without a Hessian, and guessed how far it is. With one Newton's next step costs one gradient.
+        q = Gaussian(point + q.scale @ scaled, q.scale)
+        value, gradient = density.value_and_grad(q.loc)
+        scaled = gradient @ q.scale
     if not np.isfinite(value) or np.abs(scaled).max() > SETTLED_GRADIENT:
         return None
     return Mode(q, float(value + 0.5 * density.dim * np.log(2 * np.pi) + q.log_det))
@@ -242,11 +247,11 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
             if slope is not None:
                 counts[slope] += 1
                 continue
-            top = max(mode.log_density for mode in modes)
-            if density.is_dear and density.log_density(point[None])[0] < top - LOW * density.dim:
+            if _is_low(density, modes, point):
                 lost += 1
                 continue
-        mode = mode_at(density, climb_to_maximum(density, point)[0])
+        point = climb_to_maximum(density, point)[0]
+        mode = None if _is_low(density, modes, point) else mode_at(density, point)
         slope = None if mode is None else _on_slope(density, modes, mode.laplace.loc)
         if mode is None:
             lost += 1
@@ -257,6 +262,14 @@ def find_modes(density: Density, points: np.ndarray, *, known: Climbed | None = 
             counts[slope] += 1
     order = sorted(range(len(modes)), key=lambda i: -modes[i].log_mass)
     return Climbed(tuple(modes[i] for i in order), tuple(counts[i] for i in order), lost)
+
+
+def _is_low(density: Density, modes: Sequence[Mode], point: np.ndarray) -> bool:
+    """Whether a point (D,) is so far below known modes that it is not worth a Hessian where a gradient is dear."""
+    if not (density.is_dear and modes):
+        return False
+    top = max(mode.log_density for mode in modes)
+    return not density.log_density(point[None])[0] > top - LOW * density.dim
 
 
 def _ascend(density: Density, points: np.ndarray, mode: Mode) -> np.ndarray:

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import AutoVI, density, fit
+from inference import AutoVI, density, fit, ladder, starts
 from inference.density import Density
 from inference.isolation import isolated
 from inference.sites import read_sites
@@ -16,7 +16,9 @@ from tests.zoo import SCHOOLS, schools
 ROWS = np.random.default_rng(3).normal(2.0, 1.5, size=400)
 
 
-def normal(x):
+def normal(x, extra=0):
+    if extra:
+        pyro.sample("others", dist.Normal(torch.zeros(extra), 1.0).to_event(1))
     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
     with pyro.plate("data", len(x)):
@@ -50,6 +52,31 @@ def test_laplaces_gaussian_suffices_where_data_are_many(all_dear):
 def test_a_posterior_that_is_no_gaussian_goes_on_from_laplaces(all_dear):
     result = fit(schools, SCHOOLS, AutoVI(num_samples=250), seed=0)
     assert result.state["rung"] != "laplace"
+
+
+def test_a_mean_field_is_fitted_where_laplaces_fails_in_many_dimensions(all_dear, monkeypatch):
+    for module in (ladder, starts):
+        monkeypatch.setattr(module, "MAX_FULL_RANK", 5)
+    monkeypatch.setattr(ladder.Ladder, "good", lambda *_: False)
+    result = fit(normal, {"x": ROWS, "extra": 6}, AutoVI(num_samples=250), seed=0)
+    assert result.state["rung"] in ("mean_field", "linear_response")
+    sds = result.draws["others"].reshape(-1, 6).std(axis=0)
+    np.testing.assert_allclose(sds, 1.0, atol=0.15)
+
+
+def test_a_climb_that_stops_near_a_mode_is_taken_there(monkeypatch):
+    """Ends of climbs without a Hessian were refused as modes: all of the best ones of a mixture of 359 numbers."""
+    with isolated(seed=0, dtype=torch.float64):
+        made = Density(read_sites(normal, {"x": torch.as_tensor(ROWS)}))
+        top, _ = starts.climb_to_maximum(made, np.zeros(2))
+        mode = starts.mode_at(made, top)
+        near = mode.laplace.transform(np.array([[0.05, -0.03]]))[0]
+        assert starts.mode_at(made, near) is None
+        monkeypatch.setattr(density, "DEAR_SECONDS", 0.0)
+        vars(made).pop("is_dear", None)
+        found = starts.mode_at(made, near)
+        np.testing.assert_allclose(mode.laplace.whiten(found.laplace.loc[None]), 0, atol=5e-3)
+        assert starts.mode_at(made, mode.laplace.transform(np.array([[2.0, 0.0]]))[0]) is None
 
 
 def test_values_alone_are_those_of_the_gradient(all_dear, monkeypatch):
