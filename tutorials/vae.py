@@ -65,7 +65,7 @@ def of_pixels(x, ink):
 
 
 def mixture(x, K, seed, num_steps=200):
-    """Weights (K,) and probabilities of ink (K, 64), by EM from a random start; half a picture of each kind is added."""
+    """Weights (K,) and probabilities of ink (K, 64), by EM from a random start; half a picture of each added."""
     belongs = np.random.default_rng(seed).dirichlet(np.ones(K), len(x))
     for _ in range(num_steps):
         count = belongs.sum(0)
