@@ -31,7 +31,7 @@ def independent(result):
 def test_a_regression_ends_on_the_first_rung():
     model = MODELS["linear_regression"]
     result = fit(model, model.data(), AutoVI(), seed=1)
-    assert (result.state["rung"], rung_names(result)) == ("gaussian", ["gaussian"])
+    assert (result.state["rung"], rung_names(result)) == ("laplace", ["laplace"])
     assert result.state["importance"]["khat"] < 0.5
     assert result.method == "vi"
     assert check(result).kind is VerdictKind.TRUST
