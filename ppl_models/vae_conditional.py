@@ -11,13 +11,9 @@ from ppl_models.model import HeldOut, Model, Simulation
 from ppl_models.networks import image_decoder, image_encoder
 from ppl_models.picture_simulation import simulate_pictures
 from ppl_models.pixels import binarise, check_images, check_labels, look, observe, sample_dither
-<<<<<<< HEAD
-from ppl_models.vae import HIDDEN, NUM_LATENTS, TRAINING
-=======
-from ppl_models.vae import HIDDEN
+from ppl_models.vae import BY_ELBO, HIDDEN
 
 NUM_LATENTS = 8  # fewer than without the class, which says a part of what they would
->>>>>>> mnist
 
 
 def conditional_vae(
@@ -135,6 +131,6 @@ CONDITIONAL_VAE = Model(
     summary="variational autoencoder of pictures whose class is given (1500 handwritten digits)",
     guide=conditional_vae_guide,
     may_miss="x",
-    training=TRAINING,
+    training=BY_ELBO,
     held_out=_held_out,
 )

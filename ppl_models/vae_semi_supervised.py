@@ -13,13 +13,8 @@ from ppl_models.model import HeldOut, Model, Simulation
 from ppl_models.networks import image_decoder, image_encoder
 from ppl_models.picture_simulation import simulate_pictures
 from ppl_models.pixels import binarise, check_images, check_labels, look, observe, sample_dither
-<<<<<<< HEAD
-from ppl_models.vae import HIDDEN, NUM_LATENTS, TRAINING
-from ppl_models.vae_conditional import beside, one_hot
-=======
-from ppl_models.vae import HIDDEN
+from ppl_models.vae import BY_ELBO, HIDDEN
 from ppl_models.vae_conditional import NUM_LATENTS, beside, one_hot
->>>>>>> mnist
 
 # With ten labels a class of scikit-learn's digits the classifier was right on 54 % of the test digits with a weight of
 # 1.5, on 75 % with 10 and on 79 % with 50 (docs/vae.md).
@@ -231,6 +226,6 @@ SEMI_SUPERVISED_VAE = Model(
     guide=semi_supervised_vae_guide,
     may_miss="x",
     # each step decodes every class: as long as the others take, with fewer epochs
-    training={**TRAINING, "elbo": "trace_enum", "num_epochs": 30},
+    training={**BY_ELBO, "elbo": "trace_enum", "num_epochs": 30},
     held_out=_held_out,
 )

@@ -10,7 +10,7 @@ from ppl_models.model import Model
 from ppl_models.networks import image_decoder, image_encoder, mlp
 from ppl_models.picture_simulation import simulate_pictures
 from ppl_models.pixels import binarise, check_images, look, observe, sample_dither
-from ppl_models.vae import HIDDEN, TRAINING, data, held_out
+from ppl_models.vae import BY_ELBO, HIDDEN, data, held_out
 
 NUM_LATENTS, NUM_TOP = 16, 8
 HIDDEN_TOP = (64,)
@@ -112,6 +112,6 @@ TWO_LAYER_VAE = Model(
     summary="variational autoencoder with two layers of latent vectors (1500 handwritten digits)",
     guide=two_layer_vae_guide,
     may_miss="x",
-    training={**TRAINING, "elbo": "trace"},
+    training={**BY_ELBO, "elbo": "trace"},
     held_out=held_out,
 )
