@@ -13,13 +13,13 @@ from ppl_models.networks import image_decoder, image_encoder
 from ppl_models.picture_simulation import simulate_pictures
 from ppl_models.pixels import binarise, check_images, look, observe, sample_dither
 
-NUM_LATENTS = 12
+NUM_LATENTS = 10
 HIDDEN = (200, 200)
-# Chosen on the last 300 of the digits that train, as were the latents: docs/vae.md has the table.
+# Chosen on the last 300 of the digits that train, and for their price, as were the latents: see docs/vae.md.
 TRAINING = {
     "elbo": "iwae",
-    "num_particles": 10,
-    "batch_size": 50,
+    "num_particles": 5,
+    "batch_size": 100,
     "num_epochs": 100,
     "lr": 5e-3,
     "lr_schedule": "cosine",

@@ -13,7 +13,7 @@ from ppl_models.picture_simulation import simulate_pictures
 from ppl_models.pixels import binarise, check_images, check_labels, look, observe, sample_dither
 from ppl_models.vae import BY_ELBO, HIDDEN
 
-NUM_LATENTS = 8  # fewer than without the class, which says a part of what they would
+NUM_LATENTS = 8  # the accuracies with few labels in docs/vae.md are with so many
 
 
 def conditional_vae(
