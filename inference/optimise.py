@@ -52,10 +52,11 @@ class TorchStepper:
         params = list(params)
         self.prepare(params)
         norm = gradient_norm(params) if norm is None else norm
-        if self.clip_norm is not None and norm > self.clip_norm:
+        keep = 1.0 if self.clip_norm is None else self.clip_norm / (norm + 1e-6)  # torch's guard against a norm of zero
+        if keep < 1:
             for p in params:
                 if p.grad is not None:  # not in place: recorded gradients may share their numbers
-                    p.grad = p.grad * (self.clip_norm / norm)
+                    p.grad = p.grad * keep
         self.optimizer.step()
         if self.scheduler is not None and self.each_step:
             self.scheduler.step()

@@ -118,8 +118,8 @@ BAD_SETTINGS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["guide='laplace': needs a flat log density", "subsampled"],
     ),
     "elbo": (
-        lambda: fit_normal(short(elbo="iwae")),
-        ["elbo: expected one of trace, trace_mean_field, .*renyi", "got 'iwae'"],
+        lambda: fit_normal(short(elbo="elbow")),
+        ["elbo: expected one of trace, trace_mean_field, .*renyi", "got 'elbow'"],
     ),
     "elbo class": (lambda: fit_normal(short(elbo=Trace_ELBO)), ["elbo: expected a name or a pyro.infer.ELBO object"]),
     "elbo that cannot enumerate": (
