@@ -149,7 +149,7 @@ def test_a_mean_field_does_not_stay_where_all_states_are_equal():
 
 @pytest.mark.parametrize(("reached_once", "kind"), [(False, VerdictKind.TRUST), (True, VerdictKind.CANNOT_TELL)])
 def test_a_highest_mode_that_only_one_climb_has_reached_is_not_trusted(reached_once, kind):
-    x, _ = clusters(2, 1, 60, 4.0, 2)
+    x, _ = clusters(2, 1, 200, 4.0, 2)
     result = fit(enumerated, {"x": x, "K": 2}, AutoVI(num_samples=500), seed=0)
     seen = ModeSearch(8, 8, 0, "8 of 8 dispersed starts settled.", reached_once)
     assert check(result, search=lambda _: seen).kind is kind
