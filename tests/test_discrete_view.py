@@ -15,7 +15,7 @@ from inference.discrete_plots import (
     state_figure,
 )
 from inference.discrete_view import discrete_view
-from inference.output_files import write_discrete
+from inference.output_files import write_view
 from inference.prediction import SitePrediction
 from inference.report import html
 from inference.storage import load_fit
@@ -56,7 +56,7 @@ def test_a_mixture_is_told_in_sentences_tables_and_figures(nuts, tmp_path):
     one, other = table["assignment"].to_numpy()[:30], table["assignment"].to_numpy()[30:]
     assert len(set(one)) == len(set(other)) == 1  # six sds apart: no row in doubt
     assert one[0] != other[0]
-    paths = write_discrete(view, tmp_path)
+    paths = write_view(view, tmp_path)
     assert sorted(path.suffix for path in paths) == [".csv", ".png", ".png", ".png"]
     again = pd.read_csv(tmp_path / "assignment.csv")
     assert again["probability"].to_numpy() == pytest.approx(table["probability"].to_numpy())
