@@ -104,7 +104,12 @@ def _finished(
     steps, batches, validation, record = trainer.steps, trainer.batches, trainer.validation, trainer.record
     shape, remark = affordable(sites, (engine.num_chains, engine.num_samples))
     density, reason = _density(sites, local, batches, math.prod(shape))
-    drawn = draw(guide, sites, density, shape, laplace_seed=None, reason=reason)
+    try:
+        drawn = draw(guide, sites, density, shape, laplace_seed=None, reason=reason)
+    except InputError as error:
+        if status.kind != "diverged":
+            raise
+        raise InputError(f"guide: cannot be drawn from after training. {status.message}") from error
     if density is not None and engine.kl_weight is None and validation is None:
         status = confirmed(status, density, drawn, max_unused_gain(steps.loss))
     notes = [*drawn.notes, remark, steps.reason if engine.backend != "pyro" else ""]

@@ -158,3 +158,25 @@ def test_fits_that_are_too_large_keep_fewer_draws_and_say_so(monkeypatch):
     monkeypatch.setattr("inference.svi_draws.MAX_DRAWN", 200 * 4 * 6)
     with result.restored() as sites:
         assert affordable(sites, (4, 100))[0] == (1, 6)
+
+
+def test_a_guide_that_cannot_be_drawn_from_after_a_divergence_says_where_it_diverged():
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode = torch.nn.Linear(3, 2)
+
+        def model(self, *, x):
+            with pyro.plate("row", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z[:, None].expand(-1, 3), 1.0).to_event(1), obs=x)
+
+        def guide(self, *, x):
+            pyro.module("encoder", self)
+            with pyro.plate("row", len(x)):
+                loc, raw = self.encode(x).unbind(-1)
+                pyro.sample("z", dist.Normal(loc, torch.nn.functional.softplus(raw)))
+
+    own, x = Encoder(), torch.randn(60, 3, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(InputError, match=r"^guide: cannot be drawn from .* Diverged at step \d+ \(epoch 1\)"):
+        fit(own.model, {"x": x}, SVI(guide=own.guide, batch_size=20, num_epochs=3, lr=1e30), seed=1)
