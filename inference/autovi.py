@@ -34,7 +34,8 @@ HALF = 0.5
 class AutoVI:
     """Variational inference that climbs a ladder until its importance weights say that it has arrived.
 
-    1. Climbs from dispersed starts find the modes; of K! modes that are one another relabelled, one.
+    1. Climbs from dispersed starts find the modes; of K! modes that are one another relabelled, one. Where Laplace's
+       Gaussians there look good enough, they are the first rung.
     2. At each mode that counts, a Gaussian with full covariance (up to 250 dimensions) by L-BFGS on fixed
        orthogonal-antithetic draws, whose number doubles until the bound on fresh draws has caught up (DADVI: Giordano,
        Ingram & Broderick 2024; doubling: Burroni, Domke & Sheldon 2024). A second fit from elsewhere has to agree.
