@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from inference.alignment import ALIGNED, clarity
 from inference.density import Density
@@ -52,11 +53,24 @@ def relabelled(density: Density, models: tuple[LabelModel, ...], points: np.ndar
     values, moved = _aligned(density, models, points)
     result = np.array(points)
     if moved.any():
-        result[moved] = density.unconstrain({name: value[moved] for name, value in values.items()})[0]
-    # A simplex with an entry of exactly zero has no unconstrained counterpart: its labels stay as they are.
+        result[moved] = _unconstrained(density, {name: value[moved] for name, value in values.items()})
+    # A simplex with an entry of exactly zero, or a singular covariance, has no unconstrained counterpart: its labels
+    # stay as they are.
     broken = ~np.isfinite(result).all(axis=1)
     result[broken] = points[broken]
     return result
+
+
+def _unconstrained(density: Density, values: dict[str, np.ndarray]) -> np.ndarray:
+    """Give points (n, D) of values ``name -> (n, *shape)``; NaN where a matrix cannot be factorised."""
+    try:
+        return density.unconstrain(values)[0]
+    except torch.linalg.LinAlgError:
+        num = len(next(iter(values.values())))
+        if num == 1:
+            return np.full((1, density.dim), np.nan)
+        rows = [{name: value[i : i + 1] for name, value in values.items()} for i in range(num)]
+        return np.concatenate([_unconstrained(density, row) for row in rows])
 
 
 def otherwise_labelled(density: Density, models: tuple[LabelModel, ...], points: np.ndarray) -> np.ndarray:
